@@ -1,0 +1,162 @@
+package probes
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	"sigs.k8s.io/yaml"
+
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host/hosttest"
+)
+
+var update = flag.Bool("update", false, "rewrite the want sections of the probes' cases")
+
+// runCases runs every case in testdata/NAME: a host (package hosttest says what
+// the sections mean), the probe's settings in "config", the requirements in
+// "require", and what must come out of the last pass in "want".
+func runCases[P Probe](t *testing.T, name string, defaults func() P) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", name, "*.txtar"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases in testdata/%s (%v)", name, err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := hosttest.New(t, ar)
+			p := defaults()
+			if text, ok := h.Section("config"); ok {
+				if err := yaml.UnmarshalStrict([]byte(text), &p); err != nil {
+					t.Fatalf("config: %v", err)
+				}
+			}
+			if err := p.Validate(); err != nil {
+				t.Fatalf("config: %v", err)
+			}
+			in := Input{Host: h, Memory: NewMemory()}
+			if text, ok := h.Section("require"); ok {
+				if err := yaml.UnmarshalStrict([]byte(text), &in.Require); err != nil {
+					t.Fatalf("require: %v", err)
+				}
+			}
+			var got string
+			for i, now := range h.Times() {
+				if i > 0 {
+					h.Pass(i + 1)
+				}
+				in.Now = now
+				in.Memory.Begin()
+				r, err := p.Check(context.Background(), in)
+				checkRules(t, p, r)
+				got = render(r, err)
+			}
+			want, _ := h.Section("want")
+			if *update && got != want {
+				setSection(ar, "want", got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func setSection(ar *txtar.Archive, name, text string) {
+	for i, f := range ar.Files {
+		if f.Name == name {
+			ar.Files[i].Data = []byte(text)
+			return
+		}
+	}
+	ar.Files = append(ar.Files, txtar.File{Name: name, Data: []byte(text)})
+}
+
+// checkRules holds every finding against the rule that declares it.
+func checkRules(t *testing.T, p Probe, r finding.Result) {
+	t.Helper()
+	rules := map[string]finding.Rule{}
+	for _, rule := range p.Rules() {
+		rules[rule.Reason] = rule
+	}
+	seen := map[finding.Key]bool{}
+	for _, f := range r.Findings {
+		rule, ok := rules[f.Reason]
+		switch {
+		case !ok:
+			t.Errorf("%s is no rule of the probe", f.Reason)
+		case f.Severity != rule.Severity && !contains(rule.Also, f.Severity):
+			t.Errorf("%s: severity %q is not declared", f.Reason, f.Severity)
+		case f.Message == "" || len(f.Evidence) == 0:
+			t.Errorf("%s: no message or no evidence", f.Reason)
+		case seen[f.Key()]:
+			t.Errorf("%s about %q is told twice", f.Reason, f.Subject)
+		}
+		seen[f.Key()] = true
+	}
+}
+
+func contains(list []finding.Severity, s finding.Severity) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+func render(r finding.Result, err error) string {
+	var b strings.Builder
+	finding.Sort(r.Findings)
+	fmt.Fprintf(&b, "%s", finding.StatusOf(r, err))
+	if r.Summary != "" {
+		fmt.Fprintf(&b, ": %s", r.Summary)
+	}
+	b.WriteByte('\n')
+	for _, f := range r.Findings {
+		fmt.Fprintln(&b, f)
+		for _, e := range f.Evidence {
+			fmt.Fprintf(&b, "    %s: %s", e.Source, e.Observed)
+			if e.Expected != "" {
+				fmt.Fprintf(&b, " (expected %s)", e.Expected)
+			}
+			b.WriteByte('\n')
+		}
+		if f.Remedy != nil {
+			fmt.Fprintf(&b, "    remedy: %s %s\n", f.Remedy.Action, f.Remedy.Subject)
+		}
+	}
+	if err != nil {
+		var joined interface{ Unwrap() []error }
+		errs := []error{err}
+		if errors.As(err, &joined) {
+			errs = joined.Unwrap()
+		}
+		for _, e := range errs {
+			fmt.Fprintf(&b, "error: %v\n", e)
+		}
+	}
+	for _, s := range r.Samples {
+		b.WriteString(s.Metric)
+		for i := 0; i+1 < len(s.Labels); i += 2 {
+			fmt.Fprintf(&b, " %s=%q", s.Labels[i], s.Labels[i+1])
+		}
+		fmt.Fprintf(&b, " %v\n", s.Value)
+	}
+	return b.String()
+}

@@ -1,0 +1,88 @@
+// Package probes holds the checks. Each probe is one file, read top to bottom:
+// its rules, its settings, its check, its parsers. A probe reads the host
+// through [host.View] only and returns findings; it changes nothing, logs
+// nothing and retries nothing.
+package probes
+
+import (
+	"context"
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
+)
+
+// ConditionPrefix marks the Node conditions that are ours.
+const ConditionPrefix = "hosthygiene.io/"
+
+// Probe is one check of the host.
+type Probe interface {
+	// Name is the key under `probes:` in the config and the metric label.
+	Name() string
+	// Condition is the Node condition type the probe publishes.
+	Condition() string
+	// Rules lists every reason the probe can give.
+	Rules() []finding.Rule
+	// General returns the settings every probe has; [Common] provides it.
+	General() Common
+	// Validate returns a FieldError for every impossible setting.
+	Validate() error
+	// Check makes one pass. The error says what could not be checked and may
+	// come beside findings.
+	Check(ctx context.Context, in Input) (finding.Result, error)
+}
+
+// Input is what a pass is given besides the probe's own settings.
+type Input struct {
+	Host host.View
+	// Now is the wall clock at the start of the pass.
+	Now time.Time
+	// Require is what this host must have.
+	Require Require
+	// Memory is what this probe remembered on earlier passes; never nil.
+	Memory *Memory
+}
+
+// Memory is what one probe remembers from pass to pass: how long something has
+// lasted and the best that was ever seen. It is lost when the agent restarts,
+// so it may only delay or refine a finding, never make one. It is not safe for
+// concurrent use: a probe never overlaps itself.
+type Memory struct {
+	since, seenSince map[string]time.Time
+	best             map[string]int64
+}
+
+// NewMemory returns an empty memory.
+func NewMemory() *Memory {
+	return &Memory{since: map[string]time.Time{}, seenSince: map[string]time.Time{}, best: map[string]int64{}}
+}
+
+// Begin starts a pass: what the last pass did not mention has ended.
+func (m *Memory) Begin() {
+	m.since, m.seenSince = m.seenSince, m.since
+	clear(m.seenSince)
+}
+
+// Since returns when key was first mentioned without a pass in between that did
+// not mention it, and remembers that it was mentioned now.
+func (m *Memory) Since(key string, now time.Time) time.Time {
+	t, ok := m.seenSince[key]
+	if ok {
+		return t
+	}
+	if t, ok = m.since[key]; !ok || t.After(now) { // After: the clock was set back
+		t = now
+	}
+	m.seenSince[key] = t
+	return t
+}
+
+// Best returns the largest n ever given for key.
+func (m *Memory) Best(key string, n int64) int64 {
+	n = max(n, m.best[key])
+	m.best[key] = n
+	return n
+}
+
+// Forget drops the best of key, for things that are gone for good.
+func (m *Memory) Forget(key string) { delete(m.best, key) }
