@@ -98,6 +98,14 @@ func (n *Node) disks() []disk {
 	return all
 }
 
+// pluggedDisk is a disk of Plug, whose slot is not known yet.
+func (n *Node) pluggedDisk(id string, size int64) disk {
+	d := n.virtioDisk(id, id, "", size)
+	d.file = n.file("plugged-" + id + ".img")
+	d.block = blockNode("block-"+id, d.file)
+	return d
+}
+
 func (n *Node) virtioDisk(id, serial, bus string, size int64) disk {
 	file := n.file(id + ".img")
 	return disk{
@@ -231,7 +239,7 @@ func (n *Node) file(name string) string { return filepath.Join(n.dir, name) }
 func (n *Node) writeCredentials(extra map[string]string) error {
 	files := map[string]string{
 		// Polled often, so that a lost source is noticed within a test.
-		"/etc/chrony/sources.d/rig.sources": fmt.Sprintf("server %s port %d iburst minpoll 2 maxpoll 4\n", hostFromGuest, n.clock.port),
+		"/etc/chrony/sources.d/rig.sources": fmt.Sprintf("server %s port %d iburst minpoll 1 maxpoll 2\n", hostFromGuest, n.clock.port),
 	}
 	if n.cp != nil {
 		server := fmt.Sprintf("https://%s:%d", hostFromGuest, n.cp.port)
@@ -450,7 +458,8 @@ func (n *Node) QMP(ctx context.Context, command string, args any) (json.RawMessa
 }
 
 // Unplug takes a disk away, as pulling it out would, and waits until the guest
-// has let go of it.
+// has let go of it. Replug puts it back with its content, unless it came from
+// Plug: then it is thrown away.
 func (n *Node) Unplug(ctx context.Context, id string) error {
 	m, err := dialMonitor(ctx, n.qmpSocket())
 	if err != nil {
@@ -460,10 +469,23 @@ func (n *Node) Unplug(ctx context.Context, id string) error {
 	if _, err := m.execute("device_del", map[string]any{"id": id}); err != nil {
 		return err
 	}
-	return m.event("DEVICE_DELETED", func(data json.RawMessage) bool {
+	err = m.event("DEVICE_DELETED", func(data json.RawMessage) bool {
 		var event struct{ Device string }
 		return json.Unmarshal(data, &event) == nil && event.Device == id
 	})
+	if err != nil {
+		return err
+	}
+	for _, d := range n.disks() {
+		if d.device["id"] == id {
+			return nil // what is on it stays, for Replug
+		}
+	}
+	d := n.pluggedDisk(id, 0)
+	if _, err := m.execute("blockdev-del", map[string]any{"node-name": d.block["node-name"]}); err != nil {
+		return err
+	}
+	return os.Remove(d.file)
 }
 
 // Replug puts a disk back that Unplug took away, with its content.
@@ -486,7 +508,7 @@ func (n *Node) Plug(ctx context.Context, id string, size int64) error {
 		return err
 	}
 	defer m.conn.Close()
-	d := n.virtioDisk(id, id, "", size)
+	d := n.pluggedDisk(id, size)
 	if err := sparseFile(d.file, d.size); err != nil {
 		return fmt.Errorf("plugging %s: %w", id, err)
 	}
@@ -543,6 +565,11 @@ func (n *Node) Stop() error {
 	}
 	if n.sockets != "" {
 		errs = append(errs, os.RemoveAll(n.sockets))
+	}
+	plugged, err := filepath.Glob(n.file("plugged-*.img"))
+	errs = append(errs, err)
+	for _, file := range plugged {
+		errs = append(errs, os.Remove(file))
 	}
 	for _, d := range append(n.disks(), disk{file: n.file("root.qcow2")}, disk{file: n.file("tmpfiles.extra")}) {
 		if err := os.Remove(d.file); err != nil && !os.IsNotExist(err) {
