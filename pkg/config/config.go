@@ -1,0 +1,323 @@
+// Package config is the typed AgentConfig: its defaults, strict decoding that
+// tells every mistake with its line, overrides by the node's labels, and a
+// watch that reloads it.
+//
+// A config is decoded in three steps. [Parse] turns the YAML into a tree whose
+// values know their line and path; the tree is held against the Go types; and
+// what was decoded is validated, each objection going back to the line of the
+// value it is about. Overrides are merged on the tree, not on the structs, so
+// that a mistake in one still points at its own line.
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// What apiVersion and kind must say.
+const (
+	APIVersion = "hosthygiene.io/v1alpha1"
+	Kind       = "AgentConfig"
+)
+
+// AgentConfig is what is in force on one node: the file, the overrides that
+// select the node, and the defaults for everything else.
+type AgentConfig struct {
+	// APIVersion is hosthygiene.io/v1alpha1.
+	APIVersion string `json:"apiVersion"`
+	// Kind is AgentConfig.
+	Kind string `json:"kind"`
+	Sections
+}
+
+// Sections are the parts that an override may change.
+type Sections struct {
+	// Interval is how often a probe runs when nothing wakes it earlier.
+	Interval probes.Duration `json:"interval"`
+	// Report says what is written to the cluster.
+	Report Report `json:"report"`
+	// Probes holds the settings of each probe.
+	Probes probes.Settings `json:"probes"`
+	// Require is what this host must have.
+	Require probes.Require `json:"require,omitzero"`
+	// StorageProfiles names the storage systems this node serves.
+	StorageProfiles []string `json:"storageProfiles,omitempty"`
+	// Mute silences findings: they are still shown, marked muted, and do not
+	// count.
+	Mute []Mute `json:"mute,omitempty"`
+	// Severity gives reasons another severity than their own.
+	Severity map[string]finding.Severity `json:"severity,omitempty"`
+	// Hold gives reasons other hold times than their own.
+	Hold map[string]Hold `json:"hold,omitempty"`
+	// Remedies says what the agent may repair, when, and on how many nodes.
+	Remedies Remedies `json:"remedies"`
+}
+
+// Report says what is written to the cluster.
+type Report struct {
+	// Conditions: off deletes the agent's own Node conditions and writes none.
+	Conditions Switch `json:"conditions"`
+	// Events: off writes none.
+	Events Switch `json:"events"`
+	// ReadyReasons is what makes the condition hosthygiene.io/Ready False:
+	// critical, or a list of reasons.
+	ReadyReasons ReadyReasons `json:"readyReasons"`
+}
+
+// Switch is written as on or off.
+type Switch bool
+
+// The two positions.
+const (
+	On  Switch = true
+	Off Switch = false
+)
+
+// String is the form of the config.
+func (s Switch) String() string {
+	if s {
+		return "on"
+	}
+	return "off"
+}
+
+// MarshalJSON implements json.Marshaler.
+func (s Switch) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
+
+// UnmarshalJSON takes on and off, and the other spellings of a YAML 1.1
+// boolean: a tool that rewrote the file may have turned a bare on into true.
+func (s *Switch) UnmarshalJSON(data []byte) error {
+	word := strings.Trim(string(data), `"`)
+	on, ok := boolWord(word)
+	if !ok {
+		return fmt.Errorf(`want "on" or "off", not %q`, word)
+	}
+	*s = Switch(on)
+	return nil
+}
+
+// boolWord reads the words YAML 1.1 has for booleans.
+func boolWord(s string) (value, ok bool) {
+	switch strings.ToLower(s) {
+	case "true", "yes", "on":
+		return true, true
+	case "false", "no", "off":
+		return false, true
+	}
+	return false, false
+}
+
+// ReadyReasons is what makes hosthygiene.io/Ready False. In the config it is
+// the word critical, or a list of reasons; the list may hold critical too.
+type ReadyReasons struct {
+	// Critical: every critical finding counts.
+	Critical bool
+	// Reasons that count whatever their severity.
+	Reasons []string
+}
+
+// Match reports whether a finding makes Ready False. Findings that are muted or
+// mere information never do; [finding.Rule.NeverReady] is the caller's to ask.
+func (r ReadyReasons) Match(f finding.Finding) bool {
+	return f.Counts() && (r.Critical && f.Severity == finding.Critical || slices.Contains(r.Reasons, f.Reason))
+}
+
+const wordCritical = "critical"
+
+// MarshalJSON implements json.Marshaler.
+func (r ReadyReasons) MarshalJSON() ([]byte, error) {
+	if r.Critical && len(r.Reasons) == 0 {
+		return json.Marshal(wordCritical)
+	}
+	list := []string{}
+	if r.Critical {
+		list = append(list, wordCritical)
+	}
+	return json.Marshal(append(list, r.Reasons...))
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (r *ReadyReasons) UnmarshalJSON(data []byte) error {
+	var list []string
+	if json.Unmarshal(data, &list) != nil {
+		var word string
+		if json.Unmarshal(data, &word) != nil || word != wordCritical {
+			return fmt.Errorf("want critical, or a list of reasons such as [FilesystemReadOnly, AllPathsFailed], not %s", data)
+		}
+		list = []string{word}
+	}
+	*r = ReadyReasons{}
+	for _, s := range list {
+		if s == wordCritical {
+			r.Critical = true
+		} else {
+			r.Reasons = append(r.Reasons, s)
+		}
+	}
+	return nil
+}
+
+// Mute silences the findings of one reason, or of one subject of it.
+type Mute struct {
+	// Reason of the findings.
+	Reason string `json:"reason"`
+	// Subject they are about; without it every subject of the reason is muted.
+	Subject string `json:"subject,omitempty"`
+	// Until ends it; without it there is no end.
+	Until time.Time `json:"until,omitzero"`
+	// Because says why, for whoever finds it muted.
+	Because string `json:"because,omitempty"`
+}
+
+// Match reports whether the finding is muted by m at the given time.
+func (m Mute) Match(f finding.Finding, now time.Time) bool {
+	return m.Reason == f.Reason && (m.Subject == "" || m.Subject == f.Subject) &&
+		(m.Until.IsZero() || now.Before(m.Until))
+}
+
+// Muted returns the mute that silences a finding at the given time, or nil.
+func (s *Sections) Muted(f finding.Finding, now time.Time) *finding.Mute {
+	for _, m := range s.Mute {
+		if m.Match(f, now) {
+			return &finding.Mute{Until: m.Until, Because: m.Because}
+		}
+	}
+	return nil
+}
+
+// Hold is how long a problem must last before it is told and be gone before it
+// is cleared. What is not given stays as the reason's rule has it.
+type Hold struct {
+	// Before is how long the problem must last before it is told.
+	Before *probes.Duration `json:"before,omitempty"`
+	// Clear is how long it must be gone before it is cleared.
+	Clear *probes.Duration `json:"clear,omitempty"`
+}
+
+// HoldFor returns the hold times in force for a rule.
+func (s *Sections) HoldFor(rule finding.Rule) (before, clear time.Duration) {
+	before, clear = rule.HoldBefore, rule.HoldClear
+	h := s.Hold[rule.Reason]
+	if h.Before != nil {
+		before = h.Before.D()
+	}
+	if h.Clear != nil {
+		clear = h.Clear.D()
+	}
+	return before, clear
+}
+
+// SeverityFor returns the severity a finding has under this config.
+func (s *Sections) SeverityFor(f finding.Finding) finding.Severity {
+	if sev, ok := s.Severity[f.Reason]; ok {
+		return sev
+	}
+	return f.Severity
+}
+
+// IntervalFor returns how often a probe runs when nothing wakes it earlier.
+func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
+	if own := p.General().Interval; own > 0 {
+		return own.D()
+	}
+	return s.Interval.D()
+}
+
+// Remedies says what the agent may repair, when, and on how many nodes at once.
+type Remedies struct {
+	// Mode: off does nothing, plan tells what would be done, enforce does it.
+	// Enforce also needs the agent's own flag --allow-remedies.
+	Mode Mode `json:"mode"`
+	// Allow names the kinds of things that may be changed; without it none.
+	Allow []string `json:"allow,omitempty"`
+	// MaintenanceWindow is when; without it at any time.
+	MaintenanceWindow *MaintenanceWindow `json:"maintenanceWindow,omitempty"`
+	// MaxConcurrentNodes is how many nodes may be repaired at once.
+	MaxConcurrentNodes int `json:"maxConcurrentNodes"`
+	// FailureBudget is after how many failures the whole fleet stops.
+	FailureBudget int `json:"failureBudget"`
+	// Cooldown is how long a node waits between two repairs.
+	Cooldown probes.Duration `json:"cooldown"`
+}
+
+// Mode is how far remedies go.
+type Mode string
+
+// The modes, from harmless to effective.
+const (
+	ModeOff     Mode = "off"
+	ModePlan    Mode = "plan"
+	ModeEnforce Mode = "enforce"
+)
+
+// UnmarshalJSON takes the modes, and false for off: a tool that rewrote the
+// file as YAML 1.1 has turned a bare off into false.
+func (m *Mode) UnmarshalJSON(data []byte) error {
+	word := strings.Trim(string(data), `"`)
+	if word == "false" {
+		word = string(ModeOff)
+	}
+	switch Mode(word) {
+	case ModeOff, ModePlan, ModeEnforce:
+		*m = Mode(word)
+		return nil
+	}
+	return fmt.Errorf("want off, plan or enforce, not %q", word)
+}
+
+// RemedyKinds are the words remedies.allow takes.
+func RemedyKinds() []string {
+	return []string{"packages", "units", "modules", "sysctls", "files", "oomScores"}
+}
+
+// MaintenanceWindow is when remedies may act.
+type MaintenanceWindow struct {
+	// Days of the week, Mon to Sun, on which it opens; without it every day.
+	Days []string `json:"days,omitempty"`
+	// From is the time of day it opens, such as "02:00".
+	From string `json:"from"`
+	// To is the time of day it closes; before From means the next day.
+	To string `json:"to"`
+	// TimeZone is an IANA name such as Europe/Berlin; without it UTC.
+	TimeZone string `json:"timeZone,omitempty"`
+}
+
+// Weekdays are the words a maintenance window takes.
+func Weekdays() []string { return []string{"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"} }
+
+// StorageProfiles are the names storageProfiles takes.
+func StorageProfiles() []string {
+	return []string{"longhorn", "gluster-block", "trident-iscsi", "democratic-csi", "generic-iscsi-multipath", "nfs"}
+}
+
+// Default is the config of an agent that was given none.
+func Default() *AgentConfig {
+	return &AgentConfig{APIVersion: APIVersion, Kind: Kind, Sections: Sections{
+		Interval: probes.Duration(time.Minute),
+		Report:   Report{Conditions: On, Events: On, ReadyReasons: ReadyReasons{Critical: true}},
+		Probes:   probes.Defaults(),
+		Remedies: Remedies{
+			Mode:               ModeOff,
+			MaxConcurrentNodes: 1,
+			FailureBudget:      3,
+			Cooldown:           probes.Duration(30 * time.Minute),
+		},
+	}}
+}
+
+// Rules returns every rule of every probe by its reason.
+func Rules() map[string]finding.Rule {
+	rules := map[string]finding.Rule{}
+	for _, p := range probes.Defaults().List() {
+		for _, r := range p.Rules() {
+			rules[r.Reason] = r
+		}
+	}
+	return rules
+}

@@ -1,0 +1,114 @@
+package config
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Watch reads a config file and calls onChange with what it says, then again
+// each time its content has changed, until ctx ends. A file that is not there,
+// or was removed, is the defaults: the zero Config and no error. With an error
+// (Problems, or that the file can not be read) the Config is nil, and which one
+// stays in force is the caller's to decide. Calls come one after another, and
+// never two for the same content.
+//
+// Changes are noticed by inotify on the directory, because that is where they
+// happen: the kubelet swaps the symlink ..data beside the files of a ConfigMap
+// (kubernetes/pkg/volume/util/atomic_writer.go), and editors rename a new file
+// into place. The file is read every 30 seconds besides, for what inotify does
+// not tell: no instances left (fs.inotify.max_user_instances), a directory that
+// was itself replaced, a symlink's target in another directory.
+func Watch(ctx context.Context, file string, onChange func(*Config, error)) {
+	watcher{file: file, poll: 30 * time.Second, settle: 200 * time.Millisecond, listen: fsnotify.NewWatcher}.run(ctx, onChange)
+}
+
+type watcher struct {
+	file string
+	// poll is how often the file is read without any event.
+	poll time.Duration
+	// settle is how long events are collected: a swap is several, and a plain
+	// write may be seen half done.
+	settle time.Duration
+	listen func() (*fsnotify.Watcher, error)
+}
+
+func (w watcher) run(ctx context.Context, onChange func(*Config, error)) {
+	dir := filepath.Dir(w.file)
+	// Nil channels never deliver: without inotify only the ticker wakes.
+	var events chan fsnotify.Event
+	var failures chan error
+	notify, err := w.listen()
+	if err == nil {
+		defer notify.Close()
+		events, failures = notify.Events, notify.Errors
+	}
+	// watch is asked again on every poll: adding a directory that is watched
+	// already changes nothing, and one that was replaced is found again.
+	watch := func() {
+		if notify != nil {
+			_ = notify.Add(dir) // when it fails there is the poll
+		}
+	}
+
+	// Watched before read: a change between the two is an event, not lost.
+	watch()
+	last := ""
+	check := func() {
+		if state, c, err := w.read(); state != last {
+			last = state
+			onChange(c, err)
+		}
+	}
+	check()
+
+	ticker := time.NewTicker(w.poll)
+	defer ticker.Stop()
+	settled := time.NewTimer(w.settle)
+	settled.Stop()
+	defer settled.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-events:
+			if !ok {
+				events = nil
+				continue
+			}
+			settled.Reset(w.settle)
+		case _, ok := <-failures:
+			// An overflown queue has lost events: look for ourselves.
+			if !ok {
+				failures = nil
+				continue
+			}
+			settled.Reset(w.settle)
+		case <-settled.C:
+			check()
+		case <-ticker.C:
+			watch()
+			check()
+		}
+	}
+}
+
+// read returns the file parsed, and a word that is the same for the same
+// content or failure.
+func (w watcher) read() (state string, c *Config, err error) {
+	data, err := read(w.file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "absent", &Config{}, nil
+	case err != nil:
+		return "error " + err.Error(), nil, err
+	}
+	sum := sha256.Sum256(data)
+	c, err = Parse(w.file, data)
+	return "content " + string(sum[:]), c, err
+}
