@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // hostFromGuest is the address under which a guest on QEMU's user network sees
@@ -290,7 +292,20 @@ func (cp *ControlPlane) StopAPIServer() error {
 func (cp *ControlPlane) PauseAPIServer() error {
 	cp.mu.Lock()
 	defer cp.mu.Unlock()
-	return cp.api.signal(syscall.SIGSTOP)
+	if err := cp.api.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	// Its threads stop one after the other, and until the last has, a request
+	// may still be answered.
+	for {
+		err := unix.Waitid(unix.P_PID, cp.api.cmd.Process.Pid, nil, unix.WSTOPPED, nil)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("waiting for the API server to freeze: %w", err)
+		}
+	}
 }
 
 // ResumeAPIServer undoes PauseAPIServer.
