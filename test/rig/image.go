@@ -18,9 +18,9 @@ import (
 //go:embed all:node
 var nodeFiles embed.FS
 
-// imageRecipe is this file: the image must be built anew when its recipe changes.
+// imageRecipe is the code that makes the image, which must be made anew when it changes.
 //
-//go:embed image.go archive.go
+//go:embed image.go archive.go pause/main.go
 var imageRecipe embed.FS
 
 // NodeImage is the disk of a node that has never been booted, with its kernel.
