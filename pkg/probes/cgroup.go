@@ -315,5 +315,6 @@ func unlessGone(err error) error {
 // isGone reports whether an error says that a file, process or control group is
 // not there, or no longer.
 func isGone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ESRCH)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ESRCH) ||
+		errors.Is(err, syscall.ENOTDIR) // "tasks/pids.events": an attribute taken for a group
 }

@@ -1,0 +1,5 @@
+package probes
+
+import "testing"
+
+func TestPIDs(t *testing.T) { runCases(t, "pids", DefaultPIDs) }
