@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
@@ -594,59 +595,51 @@ func (c *pidCheck) checkForks(units []string, pods podsPIDs) {
 	if pods.path != "" {
 		paths = append(paths, pods.path)
 	}
-	var log []rejectedFork
-	var logErr error
-	logRead := false
-	var told int64 // refusals in system.slice that are told about a unit of ours
+	log := sync.OnceValue(func() []rejectedFork {
+		lines, err := c.rejectedForks()
+		if err != nil {
+			c.failed(fmt.Errorf("when the kernel refused new processes could not be seen: %w", err))
+		}
+		return lines
+	})
+	var ofUnits int64 // new refusals in system.slice that are told about a unit of ours
 	for _, name := range paths {
 		count, err := c.forkCount(name, name == pods.path)
 		if err != nil {
 			c.failed(err)
 			continue
 		}
+		own, ownFirst := c.growth("own "+name, count.own)
+		below, belowFirst := c.growth("below "+name, count.below)
 		scope := path.Base(name)
 		switch {
 		case name == pods.path:
 			scope = "kubepods"
 		case name == systemSlice:
-			count.below = max(0, count.below-told)
+			below -= ofUnits
 		case path.Dir(name) == systemSlice:
-			told += count.all
+			ofUnits += own + below
 		}
 		for _, part := range []struct {
 			what  string
+			grown int64
+			first bool
 			count int64
-		}{{"own", count.own}, {"below", count.below}} {
+		}{{"own", own, ownFirst, count.own}, {"below", below, belowFirst, count.below}} {
 			if part.what == "below" && name != pods.path && name != systemSlice {
-				continue // told about the groups below or not ours to judge
+				continue // what is below a unit of ours is its own business
 			}
-			key, at := "forks "+part.what+" "+name, "forks at "+part.what+" "+name
-			before := c.in.Memory.Best(key, 0) - 1 // stored one higher: 0 is "never seen"
-			if part.count < before {               // the group was made anew
-				c.in.Memory.Forget(key)
-				before = min(before, 0)
-			}
-			c.in.Memory.Best(key, part.count+1)
+			at := "forks at " + part.what + " " + name
 			switch {
-			case before >= 0 && part.count > before:
-				c.in.Memory.Best(at, c.in.Now.Unix())
-			case before < 0 && part.count > 0:
-				if !logRead {
-					log, logErr = c.rejectedForks()
-					logRead = true
-					if logErr != nil {
-						c.failed(fmt.Errorf("when the kernel refused new processes could not be seen: %w", logErr))
-					}
-				}
-				for _, l := range log {
-					inside := l.cgroup == name
-					if part.what == "below" {
-						inside = strings.HasPrefix(l.cgroup, strings.TrimSuffix(name, "/")+"/") && !slices.Contains(units, l.cgroup)
-					}
-					if inside {
+			case part.first && part.count > 0:
+				for _, l := range log() {
+					if l.cgroup == name && part.what == "own" ||
+						strings.HasPrefix(l.cgroup, name+"/") && part.what == "below" && !slices.Contains(units, l.cgroup) {
 						c.in.Memory.Best(at, l.at.Unix())
 					}
 				}
+			case !part.first && part.grown > 0:
+				c.in.Memory.Best(at, c.in.Now.Unix())
 			}
 			last := time.Unix(c.in.Memory.Best(at, 0), 0)
 			if ago := c.in.Now.Sub(last); ago < 0 || ago > forkWindow {
@@ -661,6 +654,19 @@ func (c *pidCheck) checkForks(units []string, pods podsPIDs) {
 			c.tellForks(scope, part.what, name, part.count, where, pods)
 		}
 	}
+}
+
+// growth returns by how much a count has grown since the last pass, and whether
+// this is the first look at it, when nobody knows. A count that is lower than it
+// was belongs to a group made anew, or lacks groups that are gone.
+func (c *pidCheck) growth(key string, n int64) (grown int64, first bool) {
+	key = "forks " + key
+	before := c.in.Memory.Best(key, 0) - 1 // stored one higher: 0 is "never seen"
+	if n < before {
+		c.in.Memory.Forget(key)
+	}
+	c.in.Memory.Best(key, n+1)
+	return max(0, n-max(0, before)), before < 0
 }
 
 func (c *pidCheck) tellForks(scope, what, name string, count int64, where []forkedIn, pods podsPIDs) {
@@ -689,8 +695,6 @@ func (c *pidCheck) tellForks(scope, what, name string, count int64, where []fork
 type forkCount struct {
 	// own are those its own limit refused, below those of the groups in it.
 	own, below int64
-	// all is what the group's own pids.events says.
-	all int64
 	// where names groups with refusals; nil when they were not looked up.
 	where []forkedIn
 }
@@ -718,9 +722,9 @@ func (c *pidCheck) forkCount(name string, pods bool) (forkCount, error) {
 		return forkCount{}, err
 	}
 	if ok {
-		return forkCount{own: own, below: max(0, all-own), all: all}, nil
+		return forkCount{own: own, below: max(0, all-own)}, nil
 	}
-	count := forkCount{own: all, all: all}
+	count := forkCount{own: all}
 	if pods || name == systemSlice {
 		depth := 1
 		if pods {
