@@ -105,7 +105,8 @@ type View interface {
 	PTPOffset(ctx context.Context, node string) (offset, uncertainty time.Duration, err error)
 
 	// DeviceMapper lists the device-mapper devices with their tables and
-	// status lines, from the ioctl interface of /dev/mapper/control.
+	// status lines, from the ioctl interface of /dev/mapper/control. The slice
+	// must not be changed.
 	DeviceMapper(ctx context.Context) ([]DMDevice, error)
 	// StatMount does what may hang: stat(2) and statfs(2) on a mount point. At most one
 	// call per mount point is outstanding; while one hangs, callers get
@@ -115,7 +116,7 @@ type View interface {
 	// a write lock on the whole file, without taking it (fcntl(2) F_GETLK).
 	LockHolder(ctx context.Context, name string) (Lock, error)
 	// KernelLog returns the records still in the kernel's ring buffer, oldest
-	// first.
+	// first. The slice must not be changed.
 	KernelLog(ctx context.Context) ([]KernelRecord, error)
 
 	// Run executes one of the read-only commands listed in commands.go in the
@@ -180,6 +181,10 @@ type Process struct {
 // Unit is a systemd unit, from its properties on the bus.
 type Unit struct {
 	Name string
+	// ID is systemd's own name for the unit. It differs from Name where Name is
+	// an alias, as chronyd.service is of chrony.service on Debian: two names
+	// with one ID are one unit.
+	ID string
 	// Load, Active, Sub and FileState are LoadState ("loaded", "not-found",
 	// "masked"), ActiveState, SubState and UnitFileState ("enabled", ...).
 	Load, Active, Sub, FileState string
@@ -259,6 +264,8 @@ type Lock struct {
 type KernelRecord struct {
 	// Priority is the syslog level, 0 to 7.
 	Priority int
+	// Sequence counts up by one; 0 when the record came from syslog(2), which
+	// has none.
 	Sequence uint64
 	// Time is since boot on the kernel log's clock, which runs up to a second
 	// behind CLOCK_MONOTONIC.

@@ -5,73 +5,207 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
+	"slices"
 	"strconv"
-	"syscall"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pfKthread is PF_KTHREAD of include/linux/sched.h.
 const pfKthread = 0x00200000
 
-// readProcesses lists /proc. A process that ends meanwhile is left out.
-func readProcesses(ctx context.Context, files Files) ([]Process, error) {
-	names, err := files.ReadDir(ctx, "/proc")
+// processTable shares one reading of /proc among the probes of one pass.
+type processTable struct {
+	mu    sync.Mutex // held for a look only, never while reading
+	at    time.Time
+	procs []Process
+}
+
+// read returns the table, at most a second old. Who asks while it is being read
+// waits for the same reading, as long as his own context allows.
+func (t *processTable) read(ctx context.Context, r *Root) ([]Process, error) {
+	t.mu.Lock()
+	procs, at := t.procs, t.at
+	t.mu.Unlock()
+	if procs != nil && time.Since(at) < time.Second {
+		return procs, nil
+	}
+	procs, _, err := share(ctx, &r.calls, "the process table of /proc", func() ([]Process, error) {
+		began := time.Now()
+		procs, err := r.readProcesses()
+		if err == nil {
+			t.mu.Lock()
+			t.procs, t.at = procs, began
+			t.mu.Unlock()
+		}
+		return procs, err
+	})
+	return procs, err
+}
+
+// readProcesses lists /proc, in order of PID. A process that ends meanwhile is
+// left out. Processes that may not be seen (hidepid) are an error beside those
+// that may.
+func (r *Root) readProcesses() ([]Process, error) {
+	dir, err := r.open("/proc", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, &fs.PathError{Op: "readdir", Path: "/proc", Err: err}
+	}
+	f := os.NewFile(uintptr(dir), "/proc")
+	defer f.Close()
+	var sfs unix.Statfs_t
+	procfs := unix.Fstatfs(dir, &sfs) == nil && sfs.Type == unix.PROC_SUPER_MAGIC
+
+	var (
+		pids  []int
+		path  = make([]byte, 0, 32)
+		buf   = make([]byte, 0, 4096)
+		comms = map[string]string{} // most processes share their names with others
+	)
+	for {
+		names, err := f.Readdirnames(512)
+		for _, name := range names {
+			if pid, ok := number([]byte(name)); ok {
+				pids = append(pids, int(pid))
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(pids)
+	procs := make([]Process, 0, len(pids))
+	hidden := 0
+	for _, pid := range pids {
+		path = append(strconv.AppendInt(path[:0], int64(pid), 10), "/stat"...)
+		data, err := r.readStat(dir, string(path), procfs, &buf)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+			continue
+		case errors.Is(err, fs.ErrPermission):
+			hidden++
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: "/proc/" + string(path), Err: err}
+		}
+		p, err := parseProcStat(data, comms)
+		if err != nil {
+			return nil, fmt.Errorf("/proc/%s: %w", path, err)
+		}
+		procs = append(procs, p)
+	}
+	if hidden > 0 {
+		return procs, fmt.Errorf("%d processes can not be seen: %w", hidden, fs.ErrPermission)
+	}
+	return procs, nil
+}
+
+// readStat reads one /proc/PID/stat below the open /proc. The kernel gives such
+// a file in one piece, so that a real procfs needs one read(2) and no stat(2);
+// in a copied tree anything may stand under the name.
+func (r *Root) readStat(dir int, name string, procfs bool, buf *[]byte) ([]byte, error) {
+	if !procfs {
+		return r.readFile("/proc/"+name, 64<<10, buf)
+	}
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	procs := make([]Process, 0, len(names))
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		data, err := files.ReadFile(ctx, "/proc/"+name+"/stat")
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, (*buf)[:cap(*buf)])
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		p, err := parseProcStat(data)
-		if err != nil {
-			return nil, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-		}
-		procs = append(procs, p)
+		return (*buf)[:n], nil
 	}
-	return procs, nil
 }
 
 // parseProcStat parses proc_pid_stat(5). The comm in field 2 is the process's
 // own choice and may contain spaces, parentheses and newlines, so the fields
-// behind it count from the last ')'.
-func parseProcStat(data []byte) (Process, error) {
+// behind it count from the last ')'. Names are taken from comms and added to it.
+func parseProcStat(data []byte, comms map[string]string) (Process, error) {
 	open, shut := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
 	if open < 1 || shut < open {
 		return Process{}, errors.New("no (comm) field")
 	}
-	pid, err := strconv.Atoi(string(bytes.TrimSpace(data[:open])))
-	if err != nil {
-		return Process{}, fmt.Errorf("pid: %w", err)
+	pid, ok := number(bytes.TrimSpace(data[:open]))
+	if !ok {
+		return Process{}, fmt.Errorf("pid %q is no number", data[:open])
 	}
-	rest := bytes.Fields(data[shut+1:])
-	const state, ppid, flags, threads, starttime = 0, 1, 6, 17, 19 // field 3 is rest[0]
-	if len(rest) <= starttime || len(rest[state]) != 1 {
-		return Process{}, fmt.Errorf("%d fields behind comm, want at least %d", len(rest), starttime+1)
+	p := Process{PID: int(pid)}
+	comm, known := comms[string(data[open+1:shut])]
+	if !known {
+		comm = string(data[open+1 : shut])
+		if comms != nil {
+			comms[comm] = comm
+		}
 	}
-	p := Process{PID: pid, Comm: string(data[open+1 : shut]), State: rest[state][0]}
-	if p.PPID, err = strconv.Atoi(string(rest[ppid])); err != nil {
-		return Process{}, fmt.Errorf("ppid: %w", err)
-	}
-	fl, err := strconv.ParseUint(string(rest[flags]), 10, 32)
-	if err != nil {
-		return Process{}, fmt.Errorf("flags: %w", err)
-	}
-	p.Kernel = fl&pfKthread != 0
-	if p.Threads, err = strconv.Atoi(string(rest[threads])); err != nil {
-		return Process{}, fmt.Errorf("num_threads: %w", err)
-	}
-	if p.StartTicks, err = strconv.ParseUint(string(rest[starttime]), 10, 64); err != nil {
-		return Process{}, fmt.Errorf("starttime: %w", err)
+	p.Comm = comm
+
+	// The man page counts from 1; state is field 3.
+	const state, ppid, flags, threads, starttime = 3, 4, 9, 20, 22
+	rest := data[shut+1:]
+	for field := state; field <= starttime; field++ {
+		rest = bytes.TrimLeft(rest, " \n")
+		end := bytes.IndexAny(rest, " \n")
+		if end < 0 {
+			end = len(rest)
+		}
+		word := rest[:end]
+		rest = rest[end:]
+		if len(word) == 0 {
+			return Process{}, fmt.Errorf("%d fields, want at least %d", field-1, starttime)
+		}
+		if field == state {
+			if len(word) != 1 {
+				return Process{}, fmt.Errorf("state %q is no letter", word)
+			}
+			p.State = word[0]
+			continue
+		}
+		if field != ppid && field != flags && field != threads && field != starttime {
+			continue
+		}
+		n, ok := number(word)
+		if !ok {
+			return Process{}, fmt.Errorf("field %d %q is no number", field, word)
+		}
+		switch field {
+		case ppid:
+			p.PPID = int(n)
+		case flags:
+			p.Kernel = n&pfKthread != 0
+		case threads:
+			p.Threads = int(n)
+		case starttime:
+			p.StartTicks = n
+		}
 	}
 	return p, nil
+}
+
+// number parses an unsigned decimal below 2^63 without allocating.
+func number(word []byte) (n uint64, ok bool) {
+	if len(word) == 0 || len(word) > 19 {
+		return 0, false
+	}
+	for _, c := range word {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n, n < 1<<63
 }

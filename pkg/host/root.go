@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,12 +23,21 @@ import (
 // RESOLVE_IN_ROOT), because hosts have absolute symlinks such as
 // /var/run -> /run, which os.Root refuses and plain opens would resolve in the
 // container's own tree.
+//
+// A read that the kernel does not answer ends with its context and [ErrNoReply];
+// see bound.go for what becomes of it.
 type Root struct {
 	path string
-	dir  *os.File
+	// base is where the kernel says the tree lies, for RealPath.
+	base string
+	fd   int
 	// legacy is set on kernels without openat2 (< 5.6): the library resolves
 	// component by component there, slower and as safe.
 	legacy bool
+	dir    *os.File // the same descriptor, for the library
+
+	calls flights
+	files filePool
 }
 
 // OpenRoot opens the tree at path.
@@ -36,8 +46,9 @@ func OpenRoot(name string) (*Root, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	r := &Root{path: name, dir: os.NewFile(uintptr(fd), name)}
-	probe, err := r.openat2(".", unix.O_PATH|unix.O_DIRECTORY)
+	r := &Root{path: name, fd: fd, dir: os.NewFile(uintptr(fd), name)}
+	r.base, _ = fdPath(fd)
+	probe, err := openat2(fd, ".", unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT)
 	switch {
 	case err == nil:
 		unix.Close(probe)
@@ -51,21 +62,28 @@ func OpenRoot(name string) (*Root, error) {
 	return r, nil
 }
 
-// Close releases the tree.
-func (r *Root) Close() error { return r.dir.Close() }
+// Close releases the tree; calls under way end on their own.
+func (r *Root) Close() error {
+	if !r.files.close() {
+		// A call that hangs still resolves names below the descriptor; its
+		// number must not become another file's.
+		return nil
+	}
+	return r.dir.Close()
+}
 
 // Path is where the tree lies for this process.
 func (r *Root) Path() string { return r.path }
 
-func (r *Root) openat2(rel string, flags uint64) (int, error) {
+func openat2(dir int, rel string, flags, resolve uint64) (int, error) {
 	how := unix.OpenHow{
 		Flags: flags | unix.O_CLOEXEC,
 		// Magic links (/proc/PID/exe, /proc/PID/fd/N) lead out of any root.
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	// EAGAIN: a rename or mount happened while a ".." was being walked.
 	for range 8 {
-		fd, err := unix.Openat2(int(r.dir.Fd()), rel, &how)
+		fd, err := unix.Openat2(dir, rel, &how)
 		if err == nil || (err != unix.EAGAIN && err != unix.EINTR) {
 			return fd, err
 		}
@@ -74,11 +92,7 @@ func (r *Root) openat2(rel string, flags uint64) (int, error) {
 }
 
 // open returns a file descriptor; flags must not create anything.
-func (r *Root) open(ctx context.Context, name string, flags int) (int, error) {
-	if err := ctx.Err(); err != nil {
-		return -1, err
-	}
-	trace(ctx, name)
+func (r *Root) open(name string, flags int) (int, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return -1, unix.EINVAL
 	}
@@ -89,7 +103,7 @@ func (r *Root) open(ctx context.Context, name string, flags int) (int, error) {
 	if rel == "" {
 		rel = "."
 	}
-	return r.openat2(rel, uint64(flags))
+	return openat2(r.fd, rel, uint64(flags), unix.RESOLVE_IN_ROOT)
 }
 
 func (r *Root) openLegacy(name string, flags int) (int, error) {
@@ -124,23 +138,63 @@ func (r *Root) ReadFile(ctx context.Context, name string) ([]byte, error) {
 
 // ReadFileMax implements [Files].
 func (r *Root) ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error) {
+	a := r.ask(ctx, fileCall{op: opRead, name: name, limit: limit})
+	return a.data, a.err
+}
+
+// ReadDir implements [Files].
+func (r *Root) ReadDir(ctx context.Context, name string) ([]string, error) {
+	a := r.ask(ctx, fileCall{op: opReadDir, name: name})
+	return a.names, a.err
+}
+
+// ReadLink implements [Files].
+func (r *Root) ReadLink(ctx context.Context, name string) (string, error) {
+	a := r.ask(ctx, fileCall{op: opReadLink, name: name})
+	return a.text, a.err
+}
+
+// Stat implements [Files].
+func (r *Root) Stat(ctx context.Context, name string) (FileInfo, error) {
+	a := r.ask(ctx, fileCall{op: opStat, name: name})
+	return a.info, a.err
+}
+
+// Lstat implements [Files].
+func (r *Root) Lstat(ctx context.Context, name string) (FileInfo, error) {
+	a := r.ask(ctx, fileCall{op: opLstat, name: name})
+	return a.info, a.err
+}
+
+// RealPath implements [Files].
+func (r *Root) RealPath(ctx context.Context, name string) (string, error) {
+	a := r.ask(ctx, fileCall{op: opRealPath, name: name})
+	return a.text, a.err
+}
+
+// readFile reads a regular file; scratch is memory to read into, and comes back
+// for the next file.
+func (r *Root) readFile(name string, limit int64, scratch *[]byte) ([]byte, error) {
 	// O_NONBLOCK so that a FIFO planted under the name does not block the open.
-	fd, err := r.open(ctx, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+		return nil, err
 	}
 	defer unix.Close(fd)
-	data, err := readRegular(fd, limit)
-	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-	}
-	return data, nil
+	return readRegular(fd, limit, scratch)
 }
+
+const (
+	// scratchSize holds nearly every file of /proc and /sys in one read.
+	scratchSize = 16 << 10
+	// scratchMax is how much memory a worker keeps between two files.
+	scratchMax = 256 << 10
+)
 
 // readRegular reads with plain read(2): os.File would hand the descriptor to
 // the poller, and a sysfs attribute that returns EAGAIN would then be polled
 // for ever.
-func readRegular(fd int, limit int64) ([]byte, error) {
+func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
@@ -152,14 +206,13 @@ func readRegular(fd int, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes: %w of %d", st.Size, ErrTooLarge, limit)
 	}
 	// procfs and sysfs report size 0 or 4096 whatever is in the file.
-	size := int64(512)
-	if st.Size > 0 && st.Size != 4096 {
-		size = st.Size + 1
+	buf := (*scratch)[:0]
+	if want := max(scratchSize, int(st.Size)+1); cap(buf) < want {
+		buf = make([]byte, 0, want)
 	}
-	buf := make([]byte, 0, size)
 	for {
 		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, max(512, len(buf)))
+			buf = slices.Grow(buf, len(buf))
 		}
 		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
 		switch {
@@ -168,7 +221,12 @@ func readRegular(fd int, limit int64) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case n == 0:
-			return buf, nil
+			if cap(buf) > scratchMax { // too much to keep: let the caller have it
+				*scratch = nil
+				return buf, nil
+			}
+			*scratch = buf
+			return append(make([]byte, 0, len(buf)), buf...), nil
 		}
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > limit {
@@ -177,64 +235,60 @@ func readRegular(fd int, limit int64) ([]byte, error) {
 	}
 }
 
-// ReadDir implements [Files].
-func (r *Root) ReadDir(ctx context.Context, name string) ([]string, error) {
-	fd, err := r.open(ctx, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
+func (r *Root) readDir(name string) ([]string, error) {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
 	if err != nil {
-		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	if err != nil && err != io.EOF {
-		return nil, err
+		return nil, errors.Unwrap(err)
 	}
 	slices.Sort(names)
 	return names, nil
 }
 
-// ReadLink implements [Files].
-func (r *Root) ReadLink(ctx context.Context, name string) (string, error) {
-	fd, err := r.open(ctx, name, unix.O_PATH|unix.O_NOFOLLOW)
+func (r *Root) readLink(name string) (string, error) {
+	fd, err := r.open(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
-		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+		return "", err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 256)
-	for {
-		n, err := unix.Readlinkat(fd, "", buf)
-		if err == unix.ENOENT { // readlinkat(2): the descriptor is no symlink
-			err = unix.EINVAL
-		}
+	text, err := readlinkat(fd, "")
+	if err == unix.ENOENT { // readlinkat(2): the descriptor is no symlink
+		err = unix.EINVAL
+	}
+	return text, err
+}
+
+func readlinkat(fd int, name string) (string, error) {
+	var small [256]byte
+	for buf := small[:]; ; buf = make([]byte, 4*len(buf)) {
+		n, err := unix.Readlinkat(fd, name, buf)
 		if err != nil {
-			return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+			return "", err
 		}
 		if n < len(buf) {
 			return string(buf[:n]), nil
 		}
-		buf = make([]byte, 2*len(buf))
 	}
 }
 
-// Stat implements [Files].
-func (r *Root) Stat(ctx context.Context, name string) (FileInfo, error) {
-	return r.stat(ctx, name, unix.O_PATH)
-}
-
-// Lstat implements [Files].
-func (r *Root) Lstat(ctx context.Context, name string) (FileInfo, error) {
-	return r.stat(ctx, name, unix.O_PATH|unix.O_NOFOLLOW)
-}
-
-func (r *Root) stat(ctx context.Context, name string, flags int) (FileInfo, error) {
-	fd, err := r.open(ctx, name, flags)
+func (r *Root) stat(name string, flags int) (FileInfo, error) {
+	fd, err := r.open(name, flags)
 	if err != nil {
-		return FileInfo{}, &fs.PathError{Op: "stat", Path: name, Err: err}
+		return FileInfo{}, err
 	}
 	defer unix.Close(fd)
+	return fstat(fd)
+}
+
+func fstat(fd int) (FileInfo, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return FileInfo{}, &fs.PathError{Op: "stat", Path: name, Err: err}
+		return FileInfo{}, err
 	}
 	return FileInfo{
 		Mode:    fileMode(st.Mode),
@@ -278,40 +332,60 @@ func fileMode(m uint32) fs.FileMode {
 	return mode
 }
 
-// RealPath implements [Files].
-func (r *Root) RealPath(ctx context.Context, name string) (string, error) {
-	if _, err := r.Stat(ctx, name); err != nil {
+// fdPath is the path of an open file as the kernel knows it.
+func fdPath(fd int) (string, error) {
+	return readlinkat(unix.AT_FDCWD, fdName(fd))
+}
+
+// fdName names an open file for calls that only take a path.
+func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func (r *Root) realPath(name string) (string, error) {
+	fd, err := r.open(name, unix.O_PATH)
+	if err != nil {
 		return "", err
 	}
-	full, err := securejoin.SecureJoinVFS(r.path, name, rootVFS{ctx, r})
+	defer unix.Close(fd)
+	// One readlink instead of one for each component: the disks probe asks for
+	// thousands of links below /sys.
+	full, err := fdPath(fd)
+	rel, inside := strings.CutPrefix(full, strings.TrimRight(r.base, "/"))
+	if err == nil && inside && strings.HasPrefix(rel, "/") && !strings.HasSuffix(rel, " (deleted)") {
+		return rel, nil
+	}
+	if err == nil && full == r.base {
+		return "/", nil
+	}
+	return r.walk(name)
+}
+
+// walk resolves name component by component, where the kernel's own idea of the
+// path does not help.
+func (r *Root) walk(name string) (string, error) {
+	full, err := securejoin.SecureJoinVFS(r.path, name, rootVFS{r})
 	if err != nil {
-		return "", &fs.PathError{Op: "realpath", Path: name, Err: err}
+		return "", err
 	}
 	rel := strings.TrimPrefix(full, strings.TrimRight(r.path, "/"))
 	return path.Clean("/" + rel), nil
 }
 
 // rootVFS lets the library walk symlinks through the confined tree.
-type rootVFS struct {
-	ctx context.Context
-	r   *Root
-}
+type rootVFS struct{ r *Root }
 
 func (v rootVFS) rel(name string) string {
 	return "/" + strings.TrimPrefix(name, strings.TrimRight(v.r.path, "/"))
 }
 
 func (v rootVFS) Lstat(name string) (os.FileInfo, error) {
-	st, err := v.r.Lstat(v.ctx, v.rel(name))
+	st, err := v.r.stat(v.rel(name), unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, err
 	}
 	return modeInfo{name: path.Base(name), mode: st.Mode}, nil
 }
 
-func (v rootVFS) Readlink(name string) (string, error) {
-	return v.r.ReadLink(v.ctx, v.rel(name))
-}
+func (v rootVFS) Readlink(name string) (string, error) { return v.r.readLink(v.rel(name)) }
 
 // modeInfo is as much of os.FileInfo as securejoin looks at.
 type modeInfo struct {

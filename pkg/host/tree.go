@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -25,27 +24,6 @@ func OpenTree(dir string) (*Tree, error) {
 }
 
 var _ View = (*Tree)(nil)
-
-// processTable shares one reading of /proc among the probes of one pass.
-type processTable struct {
-	mu    sync.Mutex
-	at    time.Time
-	procs []Process
-}
-
-func (t *processTable) read(ctx context.Context, files Files) ([]Process, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.procs != nil && time.Since(t.at) < time.Second {
-		return t.procs, nil
-	}
-	procs, err := readProcesses(ctx, files)
-	if err != nil {
-		return nil, err
-	}
-	t.procs, t.at = procs, time.Now()
-	return procs, nil
-}
 
 // Processes implements [View].
 func (t *Tree) Processes(ctx context.Context) ([]Process, error) { return t.table.read(ctx, t.Root) }

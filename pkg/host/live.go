@@ -1,0 +1,132 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoHostPID: the agent runs in a container whose PID 1 is the container's
+// own, so that nothing here is the host.
+var ErrNoHostPID = errors.New("this container has a PID namespace of its own, so the host can not be seen: the pod needs hostPID: true")
+
+// Options say how to reach the host.
+type Options struct {
+	// Root is where the host's tree lies: "/" when started by hand,
+	// "/proc/1/root" in a pod. Empty chooses: /proc/1/root when PID 1 lives in
+	// another mount namespace than we do, else "/".
+	Root string
+	// Kubelet does GET of a path of the kubelet's API. Without it KubeletAPI
+	// answers [ErrNotConfigured].
+	Kubelet func(ctx context.Context, path string) ([]byte, error)
+
+	// init is the process whose namespaces are the host's; 0 means 1. Tests
+	// put a process of their own there.
+	init int
+}
+
+// Host is the running machine. It implements [View]; its methods may be called
+// from many goroutines.
+type Host struct {
+	*Root
+	kubelet func(ctx context.Context, path string) ([]byte, error)
+	ns      *namespaces
+	table   processTable
+	bus     busLink
+	log     kernelLog
+	// mounts are counted apart: many dead mounts must not stop the other calls.
+	mounts flights
+
+	osMu sync.Mutex
+	os   OS
+	osAt time.Time
+}
+
+var _ View = (*Host)(nil)
+
+// Open reaches for the machine this process runs on. [ErrNoHostPID] means that
+// it can not be seen from here; a lack of privilege on a path or namespace is
+// fs.ErrPermission.
+func Open(o Options) (*Host, error) {
+	pid := o.init
+	if pid == 0 {
+		pid = 1
+		if os.Getpid() == 1 {
+			return nil, ErrNoHostPID
+		}
+	}
+	ns, err := openNamespaces(pid)
+	if err != nil {
+		return nil, err
+	}
+	if o.init == 0 && !ns.differs(unix.CLONE_NEWNS) && os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		// shareProcessNamespace: PID 1 is the pause container.
+		ns.close()
+		return nil, ErrNoHostPID
+	}
+	root := o.Root
+	if root == "" {
+		root = "/"
+		if ns.differs(unix.CLONE_NEWNS) {
+			root = fmt.Sprintf("/proc/%d/root", pid)
+		}
+	}
+	r, err := OpenRoot(root)
+	if err != nil {
+		ns.close()
+		if errors.Is(err, fs.ErrPermission) && strings.HasPrefix(root, "/proc/") {
+			err = fmt.Errorf("%w: the container must be privileged (CAP_SYS_PTRACE and CAP_SYS_ADMIN)", err)
+		}
+		return nil, err
+	}
+	h := &Host{Root: r, kubelet: o.Kubelet, ns: ns}
+	h.bus.host, h.log.host = h, h
+	return h, nil
+}
+
+// Close gives up the connections to the host's daemons and its tree.
+func (h *Host) Close() error {
+	h.bus.close()
+	h.removeCgroup()
+	h.log.close()
+	h.ns.close()
+	return h.Root.Close()
+}
+
+// Processes implements [View].
+func (h *Host) Processes(ctx context.Context) ([]Process, error) { return h.table.read(ctx, h.Root) }
+
+// OS implements [View]. The answer is kept for a minute: all of it but the
+// upgrade of a running system is settled at boot.
+func (h *Host) OS(ctx context.Context) (OS, error) {
+	h.osMu.Lock()
+	o, at := h.os, h.osAt
+	h.osMu.Unlock()
+	if time.Since(at) < time.Minute {
+		return o, nil
+	}
+	o, err := detectOS(ctx, h.Root)
+	if err != nil {
+		return o, err
+	}
+	h.osMu.Lock()
+	h.os, h.osAt = o, time.Now()
+	h.osMu.Unlock()
+	return o, nil
+}
+
+// KubeletAPI implements [View].
+func (h *Host) KubeletAPI(ctx context.Context, path string) ([]byte, error) {
+	if h.kubelet == nil {
+		return nil, ErrNotConfigured
+	}
+	trace(ctx, "kubelet "+path)
+	return h.kubelet(ctx, path)
+}

@@ -1,0 +1,453 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	busSocket     = "/run/dbus/system_bus_socket"
+	privateSocket = "/run/systemd/private"
+
+	systemdName    = "org.freedesktop.systemd1"
+	systemdPath    = "/org/freedesktop/systemd1"
+	systemdManager = systemdName + ".Manager"
+	getProperty    = "org.freedesktop.DBus.Properties.Get"
+)
+
+// busLink holds the connections to the host's system bus and to systemd itself.
+// They stay open and are made anew when they break. go-systemd's own connection
+// is not used: it opens two, subscribes to signals, and can not mark a call as
+// one that must start nothing.
+type busLink struct {
+	host *Host
+
+	mu      sync.Mutex // never held during a call
+	bus     *dbus.Conn
+	private *dbus.Conn
+}
+
+func (l *busLink) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range []*dbus.Conn{l.bus, l.private} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	l.bus, l.private = nil, nil
+}
+
+// connect returns the open connection in *slot, or dials. Of two that dial at a
+// time one connection is kept.
+func (l *busLink) connect(ctx context.Context, slot **dbus.Conn, dial func(context.Context) (*dbus.Conn, error)) (*dbus.Conn, error) {
+	l.mu.Lock()
+	c := *slot
+	l.mu.Unlock()
+	if c != nil && c.Connected() {
+		return c, nil
+	}
+	c, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	old := *slot
+	if old != nil && old.Connected() {
+		l.mu.Unlock()
+		c.Close()
+		return old, nil
+	}
+	*slot = c
+	l.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+	return c, nil
+}
+
+// open authenticates on the socket at name; hello says whether a bus or systemd
+// itself is behind it.
+func (l *busLink) open(ctx context.Context, name string, hello bool) (*dbus.Conn, error) {
+	return bound(ctx, &l.host.calls, name, func(c *dbus.Conn) { c.Close() }, func() (*dbus.Conn, error) {
+		sock, err := l.host.dialPath(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		deadline, _ := ctx.Deadline()
+		sock.SetDeadline(deadline)
+		c, err := dbus.NewConn(sock)
+		if err != nil {
+			sock.Close()
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		// By number: the user's name would be looked up in the image.
+		err = c.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+		if err == nil && hello {
+			err = c.Hello()
+		}
+		if err != nil {
+			c.Close()
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		sock.SetDeadline(time.Time{})
+		return c, nil
+	})
+}
+
+// systemBus connects to the host's bus, if it is running: connecting to its
+// socket would have systemd start it. fs.ErrNotExist means there is none.
+func (l *busLink) systemBus(ctx context.Context) (*dbus.Conn, error) {
+	return l.connect(ctx, &l.bus, func(ctx context.Context) (*dbus.Conn, error) {
+		if _, err := l.host.Stat(ctx, busSocket); err != nil {
+			return nil, err
+		}
+		if procs, err := l.host.Processes(ctx); err == nil {
+			running := slices.ContainsFunc(procs, func(p Process) bool {
+				return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker")
+			})
+			if !running {
+				return nil, errors.New("the system bus is not running")
+			}
+		}
+		return l.open(ctx, busSocket, true)
+	})
+}
+
+// systemd connects to PID 1: over the bus, and past it when it is down and we
+// are root.
+func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
+	if err := l.isInit(ctx); err != nil {
+		return nil, err
+	}
+	c, err := l.systemBus(ctx)
+	if err == nil || os.Geteuid() != 0 {
+		return c, err
+	}
+	p, perr := l.connect(ctx, &l.private, func(ctx context.Context) (*dbus.Conn, error) {
+		return l.open(ctx, privateSocket, false)
+	})
+	if perr != nil {
+		return nil, fmt.Errorf("systemd can not be asked: %w", errors.Join(err, perr))
+	}
+	return p, nil
+}
+
+// isInit looks for the evidence of sd_booted(3) and at PID 1 itself: the
+// directory also exists in containers that only borrow it.
+func (l *busLink) isInit(ctx context.Context) error {
+	comm, err := l.host.ReadFile(ctx, "/proc/1/comm")
+	if err != nil {
+		return err
+	}
+	if string(bytes.TrimSpace(comm)) != "systemd" {
+		return ErrNoSystemd
+	}
+	if _, err := l.host.Lstat(ctx, "/run/systemd/system"); errors.Is(err, fs.ErrNotExist) {
+		return ErrNoSystemd
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// askBus makes calls on a connection and repeats them once when it breaks:
+// systemd and the bus are restarted by upgrades.
+func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context) (*dbus.Conn, error), calls func(context.Context, *dbus.Conn) (T, error)) (answer T, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultLimit)
+		defer cancel()
+	}
+	for try := 0; ; try++ {
+		c, err := connect(ctx)
+		if err != nil {
+			return answer, err
+		}
+		// A call writes to the socket before it looks at its context.
+		answer, err := bound(ctx, &l.host.calls, "D-Bus", nil, func() (T, error) { return calls(ctx, c) })
+		switch {
+		case err == nil:
+			return answer, nil
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrNoReply):
+			// A write may be stuck in it, and whoever comes next would queue
+			// behind.
+			c.Close()
+			return answer, fmt.Errorf("D-Bus: %w", ErrNoReply)
+		case !c.Connected() && ctx.Err() == nil && try == 0:
+			continue
+		}
+		return answer, err
+	}
+}
+
+// SystemState implements [View].
+func (h *Host) SystemState(ctx context.Context) (string, error) {
+	trace(ctx, "systemd SystemState")
+	return askBus(ctx, &h.bus, h.bus.systemd, func(ctx context.Context, c *dbus.Conn) (state string, err error) {
+		err = c.Object(systemdName, systemdPath).CallWithContext(ctx, getProperty, dbus.FlagNoAutoStart, systemdManager, "SystemState").Store(&state)
+		return state, err
+	})
+}
+
+// Units implements [View].
+func (h *Host) Units(ctx context.Context, names ...string) ([]Unit, error) {
+	if len(names) == 0 {
+		return nil, h.bus.isInit(ctx)
+	}
+	for _, name := range names {
+		if !validUnit(name) {
+			return nil, fmt.Errorf("%q is no unit name", name)
+		}
+	}
+	trace(ctx, "systemd units "+strings.Join(names, " "))
+	units, err := h.units(ctx, "ListUnitsByNames", names)
+	if err != nil {
+		return nil, err
+	}
+	if len(units) != len(names) {
+		return nil, fmt.Errorf("systemd answered with %d units, asked for %d", len(units), len(names))
+	}
+	for i := range units {
+		units[i].Name = names[i]
+	}
+	return units, nil
+}
+
+// UnitsMatching implements [View].
+func (h *Host) UnitsMatching(ctx context.Context, patterns ...string) ([]Unit, error) {
+	trace(ctx, "systemd units "+strings.Join(patterns, " "))
+	return h.units(ctx, "ListUnitsByPatterns", []string{}, patterns)
+}
+
+// validUnit keeps out what systemd passes over without a word, so that its
+// answers stay in the order of the questions (unit_name_is_valid).
+func validUnit(name string) bool {
+	stem, suffix, ok := cutLast(name, '.')
+	if !ok || stem == "" || len(name) > 255 || stem[0] == '@' {
+		return false
+	}
+	switch suffix {
+	case "service", "socket", "device", "mount", "automount", "swap", "target", "path", "timer", "slice", "scope":
+	default:
+		return false
+	}
+	return strings.Trim(stem, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\\@") == "" && !strings.HasSuffix(stem, "@")
+}
+
+func cutLast(s string, sep byte) (before, after string, ok bool) {
+	i := strings.LastIndexByte(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// units lists units by a method of the manager and fetches the properties the
+// list lacks: the few needed, all in flight at a time. GetAll would have PID 1
+// read the accounting of each cgroup and send some 400 values a service.
+func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, error) {
+	return askBus(ctx, &h.bus, h.bus.systemd, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
+		var list []systemd.UnitStatus
+		err := c.Object(systemdName, systemdPath).CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
+		if err != nil {
+			return nil, fmt.Errorf("systemd %s: %w", method, err)
+		}
+		units := make([]Unit, len(list))
+		var pending []propertyCall
+		for i, st := range list {
+			u := &units[i]
+			*u = Unit{Name: st.Name, ID: st.Name, Load: st.LoadState, Active: st.ActiveState, Sub: st.SubState, Job: st.JobId != 0}
+			if u.Load == "not-found" {
+				continue
+			}
+			object := c.Object(systemdName, st.Path)
+			for _, p := range unitProperties(u) {
+				p.call = object.GoWithContext(ctx, getProperty, dbus.FlagNoAutoStart, nil, p.iface, p.name)
+				pending = append(pending, p)
+			}
+		}
+		for _, p := range pending {
+			if err := p.take(ctx); err != nil {
+				return nil, err
+			}
+		}
+		return units, nil
+	})
+}
+
+type propertyCall struct {
+	iface, name string
+	set         func(any)
+	call        *dbus.Call
+}
+
+func (p propertyCall) take(ctx context.Context) error {
+	select {
+	case <-p.call.Done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var v dbus.Variant
+	err := p.call.Store(&v)
+	var derr dbus.Error
+	if errors.As(err, &derr) {
+		// The unit was unloaded meanwhile, or this systemd is older than the
+		// property: what is left out stays zero.
+		switch derr.Name {
+		case "org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.DBus.Error.UnknownProperty",
+			"org.freedesktop.DBus.Error.UnknownInterface", "org.freedesktop.DBus.Error.UnknownMethod",
+			"org.freedesktop.systemd1.NoSuchUnit":
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("systemd property %s: %w", p.name, err)
+	}
+	p.set(v.Value())
+	return nil
+}
+
+// unitProperties are the properties of a kind of unit and where they go.
+func unitProperties(u *Unit) []propertyCall {
+	text := func(to *string) func(any) {
+		return func(v any) { *to, _ = v.(string) }
+	}
+	moment := func(to *time.Time) func(any) {
+		return func(v any) {
+			if usec, _ := v.(uint64); usec != 0 && usec < 1<<62 {
+				*to = time.UnixMicro(int64(usec))
+			}
+		}
+	}
+	whole := func(to *int) func(any) {
+		return func(v any) {
+			switch n := v.(type) {
+			case uint32:
+				*to = int(n)
+			case int32:
+				*to = int(n)
+			}
+		}
+	}
+	const iface = systemdName + "."
+	props := []propertyCall{
+		{iface: iface + "Unit", name: "UnitFileState", set: text(&u.FileState)},
+		{iface: iface + "Unit", name: "FragmentPath", set: text(&u.FragmentPath)},
+		{iface: iface + "Unit", name: "ActiveEnterTimestamp", set: moment(&u.ActiveSince)},
+		{iface: iface + "Unit", name: "ActiveExitTimestamp", set: moment(&u.InactiveSince)},
+	}
+	switch {
+	case strings.HasSuffix(u.ID, ".service"):
+		props = append(props,
+			propertyCall{iface: iface + "Service", name: "Result", set: text(&u.Result)},
+			propertyCall{iface: iface + "Service", name: "MainPID", set: whole(&u.MainPID)},
+			propertyCall{iface: iface + "Service", name: "NRestarts", set: whole(&u.NRestarts)},
+			propertyCall{iface: iface + "Service", name: "OOMScoreAdjust", set: whole(&u.OOMScoreAdjust)},
+			propertyCall{iface: iface + "Service", name: "ControlGroup", set: text(&u.ControlGroup)})
+	case strings.HasSuffix(u.ID, ".mount"):
+		props = append(props,
+			propertyCall{iface: iface + "Mount", name: "What", set: text(&u.What)},
+			propertyCall{iface: iface + "Mount", name: "Where", set: text(&u.Where)},
+			propertyCall{iface: iface + "Mount", name: "Result", set: text(&u.Result)})
+	case strings.HasSuffix(u.ID, ".slice"):
+		props = append(props, propertyCall{iface: iface + "Slice", name: "ControlGroup", set: text(&u.ControlGroup)})
+	case strings.HasSuffix(u.ID, ".scope"):
+		props = append(props, propertyCall{iface: iface + "Scope", name: "ControlGroup", set: text(&u.ControlGroup)})
+	}
+	return props
+}
+
+// BusProperties implements [View].
+func (h *Host) BusProperties(ctx context.Context, dest, object, iface string) (props map[string]any, ok bool, err error) {
+	trace(ctx, "D-Bus "+dest)
+	// A nil map says that nobody owns the name.
+	raw, err := askBus(ctx, &h.bus, h.bus.systemBus, func(ctx context.Context, c *dbus.Conn) (raw map[string]dbus.Variant, err error) {
+		// A service that starts on demand has no owner until it runs.
+		var owned bool
+		if err := c.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, dest).Store(&owned); err != nil || !owned {
+			return nil, err
+		}
+		err = c.Object(dest, dbus.ObjectPath(object)).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", dbus.FlagNoAutoStart, iface).Store(&raw)
+		var derr dbus.Error
+		if errors.As(err, &derr) && (derr.Name == "org.freedesktop.DBus.Error.ServiceUnknown" || derr.Name == "org.freedesktop.DBus.Error.NameHasNoOwner") {
+			return nil, nil // it went away in between
+		}
+		return raw, err
+	})
+	if errors.Is(err, fs.ErrNotExist) { // no bus, nobody on it
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("D-Bus %s: %w", dest, err)
+	}
+	if raw == nil {
+		return nil, false, nil
+	}
+	props = make(map[string]any, len(raw))
+	for name, v := range raw {
+		props[name] = plain(v.Value())
+	}
+	return props, true, nil
+}
+
+// plain turns a D-Bus value into what encoding/json would make of it.
+func plain(v any) any {
+	switch v := v.(type) {
+	case dbus.Variant:
+		return plain(v.Value())
+	case dbus.ObjectPath:
+		return string(v)
+	case dbus.Signature:
+		return v.String()
+	case string, bool, float64:
+		return v
+	case byte:
+		return float64(v)
+	case int16:
+		return float64(v)
+	case uint16:
+		return float64(v)
+	case int32:
+		return float64(v)
+	case uint32:
+		return float64(v)
+	case int64:
+		return float64(v)
+	case uint64:
+		return float64(v)
+	}
+	return plainContainer(v)
+}
+
+func plainContainer(v any) any {
+	rv := reflect.ValueOf(v)
+	switch rv.Kind() {
+	case reflect.Slice: // arrays and, as []any, structs
+		out := make([]any, rv.Len())
+		for i := range out {
+			out[i] = plain(rv.Index(i).Interface())
+		}
+		return out
+	case reflect.Map:
+		out := make(map[string]any, rv.Len())
+		for key, value := range rv.Seq2() {
+			out[fmt.Sprint(plain(key.Interface()))] = plain(value.Interface())
+		}
+		return out
+	}
+	return fmt.Sprint(v) // a file descriptor: of no use as data
+}
