@@ -50,6 +50,7 @@ type Input struct {
 type Memory struct {
 	since, seenSince map[string]time.Time
 	best             map[string]int64
+	kept             map[string]any
 }
 
 // NewMemory returns an empty memory.
@@ -86,3 +87,19 @@ func (m *Memory) Best(key string, n int64) int64 {
 
 // Forget drops the best of key, for things that are gone for good.
 func (m *Memory) Forget(key string) { delete(m.best, key) }
+
+// Keep stores what was read from the host under key, so that an unchanged file
+// is not read again. The value must hold what tells whether it still is true,
+// such as the file's inode and modification time.
+func (m *Memory) Keep(key string, value any) {
+	if m.kept == nil {
+		m.kept = map[string]any{}
+	}
+	m.kept[key] = value
+}
+
+// Kept returns what [Memory.Keep] stored last.
+func Kept[T any](m *Memory, key string) (T, bool) {
+	v, ok := m.kept[key].(T)
+	return v, ok
+}

@@ -21,9 +21,9 @@
 //	ptp/dev/ptp0        "offset=1ms uncertainty=1us"
 //	dm                  "device NAME UUID 253:0 [suspended] [ro] [open=1] [event=3]", then "table START LEN TYPE ..." and "status ..." lines
 //	statmount           "/data dev=8:1 [ro]", "/nfs hangs=2026-01-02T03:04:05Z" or "/x error=EIO"
-//	locks               "/var/lib/dpkg/lock pid=12" or "/var/lib/dpkg/lock free"
+//	locks               "/var/lib/dpkg/lock pid=12", or "free", "absent", "denied", "notlive" in place of pid=12
 //	kmsg                records as /dev/kmsg gives them
-//	run/COMMAND LINE    "exit N", then standard output
+//	run/COMMAND LINE    "exit N", then standard output; before it "! " marks lines of standard error
 //	kubelet/configz     the kubelet's answer, or "error TEXT"
 //	os                  "id=debian version=13 class=mutable ...", overriding detection
 //	now                 the time of the pass; further lines are further passes
@@ -689,6 +689,12 @@ func (h *Host) LockHolder(_ context.Context, name string) (host.Lock, error) {
 		if _, ok := a["free"]; ok {
 			return host.Lock{}, nil
 		}
+		if _, ok := a["denied"]; ok {
+			return host.Lock{}, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
+		}
+		if _, ok := a["notlive"]; ok {
+			return host.Lock{}, host.ErrNotLive
+		}
 		pid, err := strconv.Atoi(a["pid"])
 		h.must(err)
 		return host.Lock{Held: true, PID: pid}, nil
@@ -727,7 +733,12 @@ func (h *Host) Run(_ context.Context, c host.Command) (host.Output, error) {
 	if err != nil {
 		h.t.Fatalf("run/%s: first line %q, want \"exit N\"", c, first)
 	}
-	return host.Output{Stdout: rest, Code: code}, nil
+	var stderr []byte
+	for bytes.HasPrefix(rest, []byte("! ")) {
+		line, after, _ := bytes.Cut(rest, []byte("\n"))
+		stderr, rest = append(append(stderr, line[2:]...), '\n'), after
+	}
+	return host.Output{Stdout: rest, Stderr: stderr, Code: code}, nil
 }
 
 // KubeletAPI implements [host.View]; without a section there is no cluster.
