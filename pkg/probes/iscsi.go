@@ -1,19 +1,38 @@
 package probes
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
 )
 
-// ISCSI checks.
+// ISCSI checks the iSCSI initiator: its sessions as the kernel has them, the
+// daemon that brings them back, and its name.
+//
+// Nothing that may hold a CHAP secret is opened: not the session's username and
+// password attributes, not iscsid.conf, not the node records.
 type ISCSI struct {
 	Common
+	// MaxRecoveryTimeout is how long a session under a multipath map may hold
+	// I/O back before multipath may try the next path.
+	MaxRecoveryTimeout Duration `json:"maxRecoveryTimeout"`
 }
 
 // DefaultISCSI returns the default settings.
-func DefaultISCSI() ISCSI { return ISCSI{} }
+func DefaultISCSI() ISCSI { return ISCSI{MaxRecoveryTimeout: Duration(20 * time.Second)} }
 
 // Name implements [Probe].
 func (ISCSI) Name() string { return "iscsi" }
@@ -22,12 +41,927 @@ func (ISCSI) Name() string { return "iscsi" }
 func (ISCSI) Condition() string { return ConditionPrefix + "ISCSIProblem" }
 
 // Rules implements [Probe].
-func (ISCSI) Rules() []finding.Rule { return nil }
+func (ISCSI) Rules() []finding.Rule {
+	return []finding.Rule{{
+		Reason:     "IscsidDown",
+		Severity:   finding.Critical,
+		Means:      "iSCSI sessions exist and iscsid does not run: the kernel never reconnects by itself, so the next broken connection is lost for good.",
+		Do:         "systemctl start iscsid.service; it takes the sessions over. Never restart iscsi.service or open-iscsi.service for it: stopping those logs out of every session.",
+		HoldBefore: 15 * time.Second,
+		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen; sessions live on meanwhile",
+	}, {
+		Reason:   "IscsidUnavailable",
+		Severity: finding.Critical,
+		Means:    "This host must be able to attach iSCSI volumes, and neither iscsid nor the socket that would start it is there.",
+		Do:       "Install the initiator (open-iscsi, iscsi-initiator-utils) and `systemctl enable --now iscsid.socket`.",
+	}, {
+		Reason:     "SessionFailed",
+		Severity:   finding.Critical,
+		Also:       []finding.Severity{finding.Warning},
+		Means:      "An iSCSI session has lost its connection: I/O on its disks waits until the recovery timeout and fails then. A warning while every disk of it has another working path in a multipath map.",
+		Do:         "Check the way to the portal in the subject and the target behind it; iscsid's journal says why it can not log in again.",
+		HoldBefore: 15 * time.Second,
+		HoldClear:  15 * time.Second,
+		HoldWhy:    "a controller failover or a restarted target comes back within seconds, and I/O only waits meanwhile; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
+	}, {
+		Reason:   "InitiatorNameMissing",
+		Severity: finding.Critical,
+		Means:    "The initiator has no name: iscsid refuses to start or to log in.",
+		Do:       "Put InitiatorName= with a name of this host alone into /etc/iscsi/initiatorname.iscsi, as `iscsi-iname` prints one, and have the storage allow it.",
+	}, {
+		Reason:   "InitiatorNameInvalid",
+		Severity: finding.Critical,
+		Means:    "The initiator's name is no iSCSI name (RFC 7143, 4.2.7): targets refuse it or take it for another one.",
+		Do:       "Correct it in /etc/iscsi/initiatorname.iscsi while no session exists, restart iscsid, and have the storage allow the new name.",
+	}, {
+		Reason:   "InitiatorNameNotGenerated",
+		Severity: finding.Warning,
+		Means:    "The file still asks for the initiator's name to be generated: what reads it now, such as a CSI driver that registers the node, finds none.",
+		Do:       "Start iscsid once (systemctl start iscsid.service): its start script generates the name.",
+	}, {
+		Reason:   "InitiatorNameChanged",
+		Severity: finding.Warning,
+		Means:    "Sessions exist under another initiator name than the file now gives: after the next login the storage may refuse this host its volumes.",
+		Do:       "Restore the name the sessions use, or have the storage allow the new one before draining the node and logging in again.",
+	}, {
+		Reason:   "RecoveryTimeoutHigh",
+		Severity: finding.Warning,
+		Means:    "A session under a multipath map holds I/O back for long before it lets multipath try another path.",
+		Do:       "Set node.session.timeo.replacement_timeout to 5 to 15 s in iscsid.conf and in the node records (`iscsiadm -m node -o update`), and log in again path by path. Not for a root disk on iSCSI without multipath.",
+	}, {
+		Reason:   "KernelModuleMissing",
+		Severity: finding.Critical,
+		Means:    "This host must be able to attach iSCSI volumes, and its kernel can not: iscsi_tcp is neither loaded nor loadable.",
+		Do:       "modprobe iscsi_tcp and name it in /etc/modules-load.d; install the kernel's extra modules, remove the blacklisting, or reboot into the installed kernel.",
+	}, {
+		Reason:   "AutomaticLogin",
+		Severity: finding.Info,
+		Means:    "The login unit is enabled and node records outlive reboots: those with node.startup=automatic are logged in at boot, which waits for dead targets and competes with a CSI driver.",
+		Do:       "`iscsiadm -m node -o show` says which records are automatic; delete those of volumes that are gone, and set the others that a CSI driver manages to manual.",
+	}}
+}
 
 // Validate implements [Probe].
-func (p ISCSI) Validate() error { return nil }
+func (p ISCSI) Validate() error { return positive("maxRecoveryTimeout", p.MaxRecoveryTimeout) }
+
+// Where the initiator keeps its name. The node records lie in /var/lib/iscsi
+// upstream and in /etc/iscsi on Debian and Ubuntu.
+const initiatorNameFile = "/etc/iscsi/initiatorname.iscsi"
+
+func nodeRecordDirs() []string { return []string{"/etc/iscsi/nodes", "/var/lib/iscsi/nodes"} }
+
+// The units that log in to the automatic records.
+func loginUnits() []string { return []string{"open-iscsi.service", "iscsi.service"} }
+
+const (
+	sessionsDir  = "/sys/class/iscsi_session"
+	iscsiModule  = "iscsi_tcp"
+	sessionAlive = "LOGGED_IN"
+)
 
 // Check implements [Probe].
 func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
-	return finding.Result{}, errors.New("this probe is being written")
+	var r finding.Result
+	var errs []error
+	sessions, err := iscsiSessions(ctx, in.Host)
+	if err != nil {
+		return r, fmt.Errorf("iSCSI sessions: %w", err)
+	}
+	required := in.Require.HasPackage("iscsi") || in.Require.HasModule(iscsiModule) ||
+		in.Require.HasUnit("iscsid.service") || in.Require.HasUnit("iscsid.socket")
+	_, err = in.Host.Stat(ctx, "/sys/module/"+iscsiModule)
+	loaded := err == nil
+	daemon, daemonErr := iscsidState(ctx, in.Host, len(sessions) > 0 || required || loaded)
+	errs = append(errs, daemonErr)
+	inUse := len(sessions) > 0 || required || daemon.running
+
+	p.judgeIscsid(&r, daemon, len(sessions), required)
+	if len(sessions) > 0 {
+		errs = append(errs, p.judgeSessions(ctx, in.Host, &r, sessions))
+	}
+	errs = append(errs, judgeInitiatorName(ctx, in.Host, &r, sessions, inUse))
+	if required && !loaded && len(sessions) == 0 {
+		errs = append(errs, judgeISCSIModule(ctx, in, &r))
+	}
+	if inUse {
+		errs = append(errs, judgeAutomaticLogin(ctx, in.Host, &r, daemon))
+	}
+
+	r.NotApplicable = !inUse && !loaded
+	if !r.NotApplicable {
+		count := map[string]int{}
+		for _, s := range sessions {
+			count[s.label()]++
+		}
+		for _, state := range []string{"logged_in", "failed", "free", "unknown"} {
+			r.Sample("hosthygiene_iscsi_sessions", float64(count[state]), "state", state)
+		}
+		r.Summary = fmt.Sprintf("%d of %d iSCSI sessions logged in; %s", count["logged_in"], len(sessions), daemon)
+		if len(sessions) == 0 {
+			r.Summary = "no iSCSI session; " + daemon.String()
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// iscsiSession is one session in /sys/class/iscsi_session.
+type iscsiSession struct {
+	// number is that of "session3", which its connection "connection3:0" has too.
+	number int
+	// state is LOGGED_IN, FAILED (the connection is lost, I/O waits) or FREE
+	// (the recovery timeout has run out, I/O fails); empty when neither the
+	// session nor its connection tells.
+	state string
+	// initiator is the name this session logged in with.
+	initiator string
+}
+
+func (s iscsiSession) dir() string { return sessionsDir + "/session" + strconv.Itoa(s.number) }
+
+// label is the state as a metric label.
+func (s iscsiSession) label() string {
+	switch s.state {
+	case sessionAlive:
+		return "logged_in"
+	case "FAILED":
+		return "failed"
+	case "FREE":
+		return "free"
+	}
+	return "unknown"
+}
+
+func (s iscsiSession) failed() bool { return s.state == "FAILED" || s.state == "FREE" }
+
+// iscsiSessions lists the sessions; those that end meanwhile are left out.
+func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
+	names, err := v.ReadDir(ctx, sessionsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // the transport module is not loaded
+	}
+	if err != nil {
+		return nil, err
+	}
+	var sessions []iscsiSession
+	for _, name := range names {
+		digits, ok := strings.CutPrefix(name, "session")
+		n, err := strconv.Atoi(digits)
+		if !ok || err != nil {
+			continue
+		}
+		s := iscsiSession{number: n}
+		if s.initiator, err = deviceAttr(ctx, v, s.dir()+"/initiatorname"); err != nil {
+			return nil, err
+		}
+		if s.state, err = deviceAttr(ctx, v, s.dir()+"/state"); err != nil {
+			return nil, err
+		}
+		if s.state == "" {
+			if _, err := v.Stat(ctx, s.dir()); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			// Connections have a state since 5.8, sessions not on every kernel.
+			connection, err := deviceAttr(ctx, v, s.connection()+"/state")
+			if err != nil {
+				return nil, err
+			}
+			switch connection {
+			case "up":
+				s.state = sessionAlive
+			case "failed", "down":
+				s.state = "FAILED"
+			}
+		}
+		sessions = append(sessions, s)
+	}
+	slices.SortFunc(sessions, func(a, b iscsiSession) int { return a.number - b.number })
+	return sessions, nil
+}
+
+func (s iscsiSession) connection() string {
+	return fmt.Sprintf("/sys/class/iscsi_connection/connection%d:0", s.number)
+}
+
+// subject names a session for people and from one login to the next: the
+// target's own part of its name and the portal. The kernel's number changes.
+func (s iscsiSession) subject(ctx context.Context, v host.View) (string, error) {
+	target, errT := deviceAttr(ctx, v, s.dir()+"/targetname")
+	address, errA := deviceAttr(ctx, v, s.connection()+"/persistent_address")
+	port, errP := deviceAttr(ctx, v, s.connection()+"/persistent_port")
+	iface, errI := deviceAttr(ctx, v, s.dir()+"/ifacename")
+	if err := errors.Join(errT, errA, errP, errI); err != nil {
+		return "", err
+	}
+	if target == "" {
+		return "session" + strconv.Itoa(s.number), nil
+	}
+	subject := shortTarget(target)
+	if address != "" {
+		if strings.Contains(address, ":") {
+			address = "[" + address + "]"
+		}
+		subject += " at " + address + ":" + port
+	}
+	if iface != "" && iface != "default" {
+		subject += " via " + iface
+	}
+	return subject, nil
+}
+
+// shortTarget is the part of a target name its owner chose, without the naming
+// authority: "pvc-12" of "iqn.2019-10.io.longhorn:pvc-12".
+func shortTarget(name string) string {
+	if _, own, ok := strings.Cut(name, ":"); ok && own != "" {
+		return own
+	}
+	return name
+}
+
+// iscsidView is what was found out about iscsid.
+type iscsidView struct {
+	running bool
+	// known is false where processes could not be listed.
+	known bool
+	// units is empty where systemd could not be asked; live is false where
+	// there is no running systemd to ask.
+	units map[string]host.Unit
+	live  bool
+	// queued: systemd is starting or stopping it.
+	queued bool
+}
+
+// String is for the summary.
+func (d iscsidView) String() string {
+	switch {
+	case d.running:
+		return "iscsid is running"
+	case d.queued:
+		return "iscsid is being started or stopped"
+	case d.units["iscsid.socket"].Running():
+		return "iscsid will be started by its socket"
+	case !d.known:
+		return "iscsid could not be looked for"
+	}
+	return "iscsid is not running"
+}
+
+func iscsidState(ctx context.Context, v host.View, matters bool) (iscsidView, error) {
+	var d iscsidView
+	procs, err := v.Processes(ctx)
+	if err != nil {
+		if !matters {
+			return d, nil
+		}
+		return d, fmt.Errorf("whether iscsid runs: %w", err)
+	}
+	d.known = true
+	d.running = slices.ContainsFunc(procs, func(p host.Process) bool {
+		return p.Comm == "iscsid" && !p.Kernel && p.State != 'Z' && p.State != 'X'
+	})
+	if !matters && !d.running {
+		return d, nil
+	}
+	units, err := v.Units(ctx, append([]string{"iscsid.service", "iscsid.socket"}, loginUnits()...)...)
+	switch {
+	case errors.Is(err, host.ErrNoSystemd):
+		d.live = true
+		return d, nil
+	case errors.Is(err, host.ErrNotLive):
+		return d, nil
+	case err != nil:
+		return d, fmt.Errorf("state of iscsid's units: %w", err)
+	}
+	d.live = true
+	d.units = make(map[string]host.Unit, len(units))
+	for _, u := range units {
+		d.units[u.Name] = u
+	}
+	d.queued = d.units["iscsid.service"].Job || d.units["iscsid.socket"].Job
+	return d, nil
+}
+
+func (p ISCSI) judgeIscsid(r *finding.Result, d iscsidView, sessions int, required bool) {
+	if !d.known || d.running || d.queued {
+		return
+	}
+	e := []finding.Evidence{{Source: "process table", Observed: "no iscsid", Expected: "one"}}
+	for _, name := range []string{"iscsid.service", "iscsid.socket"} {
+		if u, ok := d.units[name]; ok {
+			e = append(e, finding.Evidence{Source: name, Observed: fmt.Sprintf("%s (%s), %s", u.Active, u.Sub, u.Load)})
+		}
+	}
+	switch {
+	case sessions > 0:
+		// An active socket is no excuse here: the kernel reports a lost
+		// connection over netlink, which starts nothing.
+		r.Add(finding.Finding{
+			Reason: "IscsidDown", Severity: finding.Critical, Subject: "iscsid",
+			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored.", sessions),
+			Evidence: e,
+			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "iscsid.service"},
+		})
+	case required && d.live && !d.units["iscsid.socket"].Running():
+		f := finding.Finding{
+			Reason: "IscsidUnavailable", Severity: finding.Critical, Subject: "iscsid",
+			Message:  "iSCSI is required here, and neither iscsid nor its socket is active: no volume can be attached.",
+			Evidence: e,
+		}
+		if u, ok := d.units["iscsid.socket"]; ok && u.Load == "loaded" {
+			f.Remedy = &finding.Remedy{Action: "start-unit", Subject: u.Name}
+		}
+		r.Add(f)
+	}
+}
+
+// iscsiPaths tells which sessions carry paths of multipath maps.
+type iscsiPaths struct {
+	maps []multipathMap
+	// mapOf finds the map of a disk, behind the sessions under any map.
+	mapOf  map[string]*multipathMap
+	behind map[string]bool
+}
+
+func readISCSIPaths(ctx context.Context, v host.View) (iscsiPaths, error) {
+	paths := iscsiPaths{mapOf: map[string]*multipathMap{}, behind: map[string]bool{}}
+	disks, err := v.ReadDir(ctx, "/sys/block")
+	if err != nil {
+		return paths, err
+	}
+	if paths.maps, err = sysfsMultipathMaps(ctx, v, disks); err != nil {
+		return paths, err
+	}
+	for i := range paths.maps {
+		m := &paths.maps[i]
+		for j := range m.paths {
+			path := &m.paths[j]
+			paths.mapOf[path.name] = m
+			link, err := v.ReadLink(ctx, "/sys/block/"+path.name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return paths, err
+			}
+			path.link = link
+			if s := scsiTopology(link).session; s != "" {
+				paths.behind[s] = true
+			}
+		}
+	}
+	return paths, nil
+}
+
+func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession) error {
+	paths, pathsErr := readISCSIPaths(ctx, v)
+	errs := []error{pathsErr}
+	down := map[string]bool{}
+	unknown := 0
+	for _, s := range sessions {
+		down["session"+strconv.Itoa(s.number)] = s.failed()
+		if s.label() == "unknown" {
+			unknown++
+		}
+	}
+	if unknown > 0 {
+		errs = append(errs, fmt.Errorf("the kernel does not tell the state of %d iSCSI sessions", unknown))
+	}
+
+	failed := map[string]finding.Finding{}
+	var kernel map[string]multipathMap
+	for _, s := range sessions {
+		if !s.failed() {
+			continue
+		}
+		if kernel == nil {
+			kernel = kernelMaps(ctx, v)
+		}
+		f, err := p.sessionFailed(ctx, v, s, paths, down, kernel)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		// Several sessions between the same ends (node.session.nr_sessions)
+		// are told as one.
+		if other, ok := failed[f.Subject]; ok {
+			if other.Severity.Rank() > f.Severity.Rank() {
+				f, other = other, f
+			}
+			f.Evidence = append(f.Evidence, other.Evidence...)
+		}
+		failed[f.Subject] = f
+	}
+	for _, f := range failed {
+		r.Add(f)
+	}
+	errs = append(errs, p.judgeRecovery(ctx, v, r, sessions, paths))
+	return errors.Join(errs...)
+}
+
+// kernelMaps are the maps by wwid as the device-mapper itself sees them; empty
+// where it may not be asked.
+func kernelMaps(ctx context.Context, v host.View) map[string]multipathMap {
+	byWWID := map[string]multipathMap{}
+	disks, err := v.ReadDir(ctx, "/sys/block")
+	if err != nil {
+		return byWWID
+	}
+	found, _ := multipathMaps(ctx, v, disks)
+	for _, m := range found {
+		byWWID[m.wwid] = m
+	}
+	return byWWID
+}
+
+func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, paths iscsiPaths, down map[string]bool, kernel map[string]multipathMap) (finding.Finding, error) {
+	subject, err := s.subject(ctx, v)
+	if err != nil {
+		return finding.Finding{}, err
+	}
+	disks, err := s.disks(ctx, v)
+	if err != nil {
+		return finding.Finding{}, err
+	}
+	f := finding.Finding{
+		Reason: "SessionFailed", Severity: finding.Critical, Subject: subject,
+		Evidence: []finding.Evidence{{Source: s.dir() + "/state", Observed: s.state, Expected: sessionAlive}},
+	}
+	if c, err := deviceAttr(ctx, v, s.connection()+"/state"); err == nil && c != "" {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: s.connection() + "/state", Observed: c, Expected: "up"})
+	}
+	covered := len(disks) > 0
+	for _, disk := range disks {
+		other := livingPath(paths.mapOf[disk], kernel, down)
+		observed := "in no multipath map with another working path"
+		if other != "" {
+			observed = "multipath map " + paths.mapOf[disk].name + " goes on over " + other
+		}
+		covered = covered && other != ""
+		if len(f.Evidence) < 12 {
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: "disk " + disk + " of the session", Observed: observed})
+		}
+	}
+	state := "has lost its connection"
+	effect := "I/O on " + shortList(disks, 4) + " waits until the recovery timeout and then fails"
+	if s.state == "FREE" {
+		state = "could not be restored within its recovery timeout"
+		effect = "I/O on " + shortList(disks, 4) + " fails"
+	}
+	switch {
+	case len(disks) == 0:
+		effect = "no disk of it is left"
+	case covered:
+		f.Severity = finding.Warning
+		effect = "multipath goes on over other paths"
+	}
+	f.Message = fmt.Sprintf("iSCSI session to %s %s: %s.", subject, state, effect)
+	return f, nil
+}
+
+// livingPath names a path of the map that works and does not go through a failed
+// session.
+func livingPath(m *multipathMap, kernel map[string]multipathMap, down map[string]bool) string {
+	if m == nil {
+		return ""
+	}
+	k, asked := kernel[m.wwid]
+	for _, path := range m.paths {
+		if down[scsiTopology(path.link).session] {
+			continue
+		}
+		if !asked {
+			return path.name
+		}
+		i := slices.IndexFunc(k.paths, func(o multipathPath) bool { return o.dev == path.dev })
+		if i >= 0 && !k.paths[i].failed() && k.paths[i].state != "blocked" {
+			return path.name
+		}
+	}
+	return ""
+}
+
+// disks lists the session's disks: session/targetH:C:I/H:C:I:L/block/sdX.
+func (s iscsiSession) disks(ctx context.Context, v host.View) ([]string, error) {
+	var all []string
+	targets, err := ls(ctx, v, s.dir()+"/device", "target")
+	if err != nil {
+		return nil, err
+	}
+	for _, target := range targets {
+		units, err := ls(ctx, v, target, strings.TrimPrefix(path.Base(target), "target")+":")
+		if err != nil {
+			return nil, err
+		}
+		for _, unit := range units {
+			disks, err := ls(ctx, v, unit+"/block", "")
+			if err != nil {
+				return nil, err
+			}
+			for _, d := range disks {
+				all = append(all, path.Base(d))
+			}
+		}
+	}
+	return all, nil
+}
+
+// ls lists the entries of a directory that begin so, with their full names; a
+// directory that is gone has none.
+func ls(ctx context.Context, v host.View, dir, prefix string) ([]string, error) {
+	names, err := v.ReadDir(ctx, dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var found []string
+	for _, n := range names {
+		if strings.HasPrefix(n, prefix) {
+			found = append(found, dir+"/"+n)
+		}
+	}
+	return found, nil
+}
+
+// judgeRecovery tells all sessions that hold I/O back for too long in one
+// finding: they have one cause, the configuration they were made with.
+func (p ISCSI) judgeRecovery(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, paths iscsiPaths) error {
+	if len(paths.behind) == 0 {
+		return nil
+	}
+	var e []finding.Evidence
+	high := 0
+	for _, s := range sessions {
+		if !paths.behind["session"+strconv.Itoa(s.number)] {
+			continue
+		}
+		source := s.dir() + "/recovery_tmo"
+		text, err := deviceAttr(ctx, v, source)
+		if err != nil {
+			return err
+		}
+		timeout, endless, ok := parseRecoveryTimeout(text)
+		if !ok || !endless && timeout <= p.MaxRecoveryTimeout.D() {
+			continue
+		}
+		target, err := deviceAttr(ctx, v, s.dir()+"/targetname")
+		if err != nil {
+			return err
+		}
+		if localTarget(target, nil) {
+			continue // the map over it should not be there, which multipath tells
+		}
+		high++
+		if len(e) < 8 {
+			e = append(e, finding.Evidence{Source: source + " (" + shortTarget(target) + ")", Observed: text, Expected: fmt.Sprintf("at most %.0f s under multipath", p.MaxRecoveryTimeout.D().Seconds())})
+		}
+	}
+	if high == 0 {
+		return nil
+	}
+	r.Add(finding.Finding{
+		Reason: "RecoveryTimeoutHigh", Severity: finding.Warning, Subject: "node.session.timeo.replacement_timeout",
+		Message:  fmt.Sprintf("iSCSI sessions under multipath (%d) hold I/O back for more than %s after a lost connection, before another path is tried.", high, p.MaxRecoveryTimeout),
+		Evidence: e,
+	})
+	return nil
+}
+
+// parseRecoveryTimeout reads recovery_tmo: seconds, 0 for none at all, "off" or
+// a negative number for waiting without end (scsi_transport_iscsi.c).
+func parseRecoveryTimeout(text string) (timeout time.Duration, endless, ok bool) {
+	if text == "off" {
+		return 0, true, true
+	}
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil {
+		return 0, false, false
+	}
+	return time.Duration(n) * time.Second, n < 0, true
+}
+
+// judgeInitiatorName reads the initiator's name. The name itself stands in
+// evidence only; what leaves the host is its hash, by which two nodes with one
+// name are found.
+func judgeInitiatorName(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, inUse bool) error {
+	data, err := v.ReadFileMax(ctx, initiatorNameFile, 64<<10)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		if !inUse {
+			return nil
+		}
+		return fmt.Errorf("the initiator's name: %w", err)
+	}
+	file := parseInitiatorName(data)
+	if len(file.names) > 0 {
+		sum := sha256.Sum256([]byte(file.names[0]))
+		r.Sample("hosthygiene_iscsi_initiator_info", 1, "hash", hex.EncodeToString(sum[:6]))
+	}
+	if !inUse {
+		return nil
+	}
+	add := func(reason string, severity finding.Severity, message string, observed, expected string) {
+		r.Add(finding.Finding{
+			Reason: reason, Severity: severity, Subject: initiatorNameFile, Message: message,
+			Evidence: []finding.Evidence{{Source: initiatorNameFile, Observed: observed, Expected: expected}},
+		})
+	}
+	switch {
+	case missing:
+		add("InitiatorNameMissing", finding.Critical, "The iSCSI initiator has no name, since its file is missing: iscsid does not start, and no volume can be attached.", "no such file", "InitiatorName=iqn...")
+		return nil
+	case file.generate:
+		add("InitiatorNameNotGenerated", finding.Warning, "The iSCSI initiator's name has not been generated yet: whoever reads it now finds none, or one that the next start of iscsid replaces.", "GenerateName=yes", "InitiatorName=iqn...")
+		return nil
+	case len(file.names) == 0:
+		add("InitiatorNameMissing", finding.Critical, "The iSCSI initiator has no name, since its file gives none: iscsid does not start, and no volume can be attached.", "no InitiatorName= line", "InitiatorName=iqn...")
+		return nil
+	}
+	name := file.names[0]
+	for _, other := range file.names[1:] {
+		if other != name {
+			add("InitiatorNameInvalid", finding.Critical, "The iSCSI initiator's file gives several different names: which one counts depends on who reads it.", strings.Join(file.names, " and "), "one name")
+			return nil
+		}
+	}
+	if err := validISCSIName(name); err != nil {
+		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("The iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another.", err), strconv.Quote(cut(name, 256)), "a name as in RFC 7143, 4.2.7")
+		return nil
+	}
+	return judgeNameChange(ctx, v, r, sessions, name)
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "…"
+	}
+	return s
+}
+
+func judgeNameChange(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, name string) error {
+	var e []finding.Evidence
+	changed := 0
+	for _, s := range sessions {
+		if s.initiator == "" || strings.EqualFold(s.initiator, name) {
+			continue
+		}
+		// An interface record may give its sessions a name of its own
+		// (iface.initiatorname).
+		iface, err := deviceAttr(ctx, v, s.dir()+"/ifacename")
+		if err != nil {
+			return err
+		}
+		if iface != "" && iface != "default" {
+			continue
+		}
+		changed++
+		if len(e) < 4 {
+			e = append(e, finding.Evidence{Source: s.dir() + "/initiatorname", Observed: cut(s.initiator, 256), Expected: name + " as in " + initiatorNameFile})
+		}
+	}
+	if changed > 0 {
+		r.Add(finding.Finding{
+			Reason: "InitiatorNameChanged", Severity: finding.Warning, Subject: initiatorNameFile,
+			Message:  fmt.Sprintf("The iSCSI initiator's name was changed under existing sessions (%d): after their next login the storage may refuse this host.", changed),
+			Evidence: e,
+		})
+	}
+	return nil
+}
+
+// initiatorName is what initiatorname.iscsi says.
+type initiatorName struct {
+	names []string
+	// generate is GenerateName=yes: Debian's start script has not yet replaced
+	// the file by one with a name.
+	generate bool
+}
+
+// parseInitiatorName reads it as open-iscsi does: '#' begins a comment only in
+// front of the key, blanks around the value do not count.
+func parseInitiatorName(data []byte) initiatorName {
+	var f initiatorName
+	for line := range bytes.Lines(data) {
+		key, value, ok := strings.Cut(string(line), "=")
+		if !ok || strings.Contains(key, "#") {
+			continue
+		}
+		value = strings.TrimSpace(value)
+		switch strings.TrimSpace(key) {
+		case "InitiatorName":
+			if value != "" {
+				f.names = append(f.names, value)
+			}
+		case "GenerateName":
+			f.generate = value == "yes"
+		}
+	}
+	return f
+}
+
+var (
+	iqnForm = regexp.MustCompile(`^iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:.+)?$`)
+	euiForm = regexp.MustCompile(`^eui\.[0-9A-Fa-f]{16}$`)
+	naaForm = regexp.MustCompile(`^naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})$`)
+)
+
+// validISCSIName holds a name against RFC 7143, 4.2.7. Upper case is let pass:
+// it is folded to lower case in comparisons (RFC 3722) and common.
+func validISCSIName(name string) error {
+	if len(name) > 223 {
+		return fmt.Errorf("it has %d bytes and may have 223", len(name))
+	}
+	for _, c := range name {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == ':':
+		case c > 0x7f && c != 0xfffd:
+		default:
+			return fmt.Errorf("it contains %q", c)
+		}
+	}
+	if !iqnForm.MatchString(name) && !euiForm.MatchString(name) && !naaForm.MatchString(name) {
+		return errors.New("it is not of the form iqn.YYYY-MM.DOMAIN:NAME, eui.HEX or naa.HEX")
+	}
+	return nil
+}
+
+// judgeISCSIModule asks whether the kernel could load iscsi_tcp.
+func judgeISCSIModule(ctx context.Context, in Input, r *finding.Result) error {
+	o, err := in.Host.OS(ctx)
+	if err != nil {
+		return fmt.Errorf("which kernel runs: %w", err)
+	}
+	missing := func(message string, remedy bool, e finding.Evidence) {
+		f := finding.Finding{
+			Reason: "KernelModuleMissing", Severity: finding.Critical, Subject: iscsiModule, Message: message,
+			Evidence: []finding.Evidence{{Source: "/sys/module/" + iscsiModule, Observed: "not there", Expected: "loaded or loadable"}, e},
+		}
+		if remedy {
+			f.Remedy = &finding.Remedy{Action: "load-module", Subject: iscsiModule}
+		}
+		r.Add(f)
+	}
+	dir, dep, builtin, err := kernelModules(ctx, in.Host, o.Kernel)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		missing(fmt.Sprintf("The kernel module iscsi_tcp is not loaded, and the modules of the running kernel %s are not installed: no iSCSI volume can be attached.", o.Kernel), false,
+			finding.Evidence{Source: dir, Observed: "not there", Expected: "the modules of the running kernel"})
+		return nil
+	case err != nil:
+		return fmt.Errorf("modules of kernel %s: %w", o.Kernel, err)
+	}
+	if listsModule(builtin, iscsiModule) {
+		return nil
+	}
+	if !listsModule(dep, iscsiModule) {
+		missing(fmt.Sprintf("The running kernel %s has no module iscsi_tcp: no iSCSI volume can be attached.", o.Kernel), false,
+			finding.Evidence{Source: dir + "/modules.dep", Observed: "no iscsi_tcp", Expected: "iscsi_tcp.ko"})
+		return nil
+	}
+	// iscsid loads it by itself and honours the blacklist in doing so.
+	where, line, err := moduleForbidden(ctx, in.Host, iscsiModule)
+	if err != nil {
+		return err
+	}
+	switch {
+	case where != "":
+		missing("The kernel module iscsi_tcp is forbidden by modprobe's configuration: no iSCSI volume can be attached.", false,
+			finding.Evidence{Source: where, Observed: line, Expected: "no such line"})
+	case in.Require.HasModule(iscsiModule):
+		missing("The kernel module iscsi_tcp is required to be loaded and is not.", true,
+			finding.Evidence{Source: dir + "/modules.dep", Observed: "iscsi_tcp is there"})
+	}
+	return nil
+}
+
+// kernelModules reads the module lists of a kernel release. Hosts without a
+// merged /usr have them in /lib only, others in both.
+func kernelModules(ctx context.Context, v host.View, release string) (dir string, dep, builtin []byte, err error) {
+	for _, dir = range []string{"/usr/lib/modules/" + release, "/lib/modules/" + release, "/run/booted-system/kernel-modules/lib/modules/" + release} {
+		dep, err = v.ReadFile(ctx, dir+"/modules.dep")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return dir, nil, nil, err
+		}
+		builtin, err = v.ReadFile(ctx, dir+"/modules.builtin")
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return dir, dep, builtin, err
+	}
+	return "/lib/modules/" + release, nil, nil, fs.ErrNotExist
+}
+
+// listsModule looks for NAME.ko, compressed or not, at the beginning of a line
+// of modules.dep or modules.builtin. Names of files may have '-' for '_'.
+func listsModule(list []byte, name string) bool {
+	for line := range bytes.Lines(list) {
+		file, _, _ := bytes.Cut(bytes.TrimSpace(line), []byte(":"))
+		base := file[bytes.LastIndexByte(file, '/')+1:]
+		stem, _, ok := bytes.Cut(base, []byte(".ko"))
+		if ok && strings.ReplaceAll(string(stem), "-", "_") == name {
+			return true
+		}
+	}
+	return false
+}
+
+// moduleForbidden looks for what keeps modprobe from loading a module:
+// "blacklist NAME", and "install NAME" with a command that loads nothing
+// (modprobe.d(5)). A file in a directory named earlier hides those of its name
+// in later ones.
+func moduleForbidden(ctx context.Context, v host.View, name string) (where, line string, err error) {
+	seen := map[string]bool{}
+	for _, dir := range []string{"/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"} {
+		files, err := ls(ctx, v, dir, "")
+		if err != nil {
+			return "", "", err
+		}
+		for _, file := range files {
+			base := path.Base(file)
+			if !strings.HasSuffix(base, ".conf") || seen[base] {
+				continue
+			}
+			seen[base] = true
+			data, err := v.ReadFileMax(ctx, file, 1<<20)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return "", "", err
+			}
+			if line := forbids(data, name); line != "" {
+				return file, line, nil
+			}
+		}
+	}
+	return "", "", nil
+}
+
+func forbids(conf []byte, name string) string {
+	for raw := range bytes.Lines(conf) {
+		f := strings.Fields(string(raw))
+		if len(f) < 2 || strings.ReplaceAll(f[1], "-", "_") != name {
+			continue
+		}
+		if f[0] == "blacklist" || f[0] == "install" && len(f) > 2 && slices.Contains([]string{"true", "false", ":"}, path.Base(f[2])) {
+			return strings.Join(f, " ")
+		}
+	}
+	return ""
+}
+
+// judgeAutomaticLogin tells that boot may log in to targets. Which records are
+// automatic stands inside the records, beside CHAP passwords, and so is not
+// read: only that a login unit is enabled and that records outlived the boot,
+// which a CSI driver's own do not when it detaches its volumes.
+func judgeAutomaticLogin(ctx context.Context, v host.View, r *finding.Result, d iscsidView) error {
+	unit := ""
+	for _, name := range loginUnits() {
+		if u := d.units[name]; u.Load == "loaded" && strings.HasPrefix(u.FileState, "enabled") {
+			unit = name
+			break
+		}
+	}
+	if unit == "" {
+		return nil
+	}
+	for _, dir := range nodeRecordDirs() {
+		targets, err := ls(ctx, v, dir, "")
+		if err != nil {
+			return fmt.Errorf("iSCSI node records: %w", err)
+		}
+		if len(targets) == 0 {
+			continue
+		}
+		o, err := v.OS(ctx)
+		if err != nil {
+			return fmt.Errorf("when this host booted: %w", err)
+		}
+		old := 0
+		for _, target := range targets {
+			st, err := v.Lstat(ctx, target)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("iSCSI node records: %w", err)
+			}
+			if st.ModTime.Before(o.BootTime) {
+				old++
+			}
+		}
+		if old == 0 {
+			continue
+		}
+		r.Add(finding.Finding{
+			Reason: "AutomaticLogin", Severity: finding.Info, Subject: unit,
+			Message: fmt.Sprintf("%s is enabled and node records are left from before this boot (targets: %d): those set to automatic are logged in at boot, which waits for targets that are gone.", unit, old),
+			Evidence: []finding.Evidence{
+				{Source: unit, Observed: "enabled"},
+				{Source: dir, Observed: fmt.Sprintf("records of %d targets, %d of them older than the boot at %s", len(targets), old, o.BootTime.UTC().Format(time.RFC3339)), Expected: "none that outlive a reboot, where a CSI driver attaches volumes"},
+			},
+		})
+		return nil
+	}
+	return nil
 }

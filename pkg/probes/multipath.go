@@ -1,15 +1,44 @@
 package probes
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
 )
 
-// Multipath checks.
+// Multipath checks dm-multipath: the kernel's maps and paths, the daemon that
+// looks after them, maps that should not be and paths that should be in one.
+//
+// The kernel is asked about maps (device-mapper ioctl, sysfs), because its table
+// is what I/O goes through; multipathd adds its checkers' opinion, and stands in
+// where the ioctl is not permitted. multipathd is never woken: nothing connects
+// to its socket unless its process was seen first.
 type Multipath struct {
 	Common
+	// MinPaths is how many paths of each map must work; 0 asks for as many as
+	// the map had at best, and for every path that is in the map now.
+	MinPaths int `json:"minPaths"`
+	// LocalTargets are beginnings of iSCSI or NVMe target names whose disks
+	// are replicated by other means and must not be multipathed, beside those
+	// of Longhorn and OpenEBS, which are known.
+	LocalTargets []string `json:"localTargets,omitempty"`
+	// Settings are what multipathd's configuration in force must say, keys of
+	// the defaults section of multipath.conf(5); empty asks nothing.
+	Settings map[string]string `json:"settings,omitempty"`
 }
 
 // DefaultMultipath returns the default settings.
@@ -22,12 +51,1119 @@ func (Multipath) Name() string { return "multipath" }
 func (Multipath) Condition() string { return ConditionPrefix + "MultipathProblem" }
 
 // Rules implements [Probe].
-func (Multipath) Rules() []finding.Rule { return nil }
+func (Multipath) Rules() []finding.Rule {
+	return []finding.Rule{{
+		Reason:    "AllPathsFailed",
+		Severity:  finding.Critical,
+		Means:     "No path of a multipath map works: I/O on it fails, or hangs where the map queues.",
+		Do:        "Look at the fabric, the target and the zoning or iSCSI sessions of the paths in the evidence; multipathd reinstates a path by itself once it works.",
+		HoldClear: 30 * time.Second,
+		HoldWhy:   "told at once, because I/O fails at once; cleared after more than one round of multipathd's checkers (5 to 20 s), as a path that has just returned often fails again",
+	}, {
+		Reason:     "PathsDegraded",
+		Severity:   finding.Warning,
+		Means:      "A multipath map works with fewer paths than it should have: the next failure may be the last.",
+		Do:         "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
+		HoldBefore: 10 * time.Second,
+		HoldClear:  time.Minute,
+		HoldWhy:    "a path that fails one check and passes the next 5 s later is no degradation; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired",
+	}, {
+		Reason:    "QueueingWithoutPaths",
+		Severity:  finding.Critical,
+		Means:     "A multipath map without a working path queues I/O: whatever reads or writes it hangs in D state and can not be killed.",
+		Do:        "Bring a path back, or let the I/O fail with `multipathd disablequeueing map MAP` so that pods can be moved; then set no_path_retry to a number in multipath.conf.",
+		HoldClear: 30 * time.Second,
+		HoldWhy:   "as AllPathsFailed",
+	}, {
+		Reason:     "MultipathdDown",
+		Severity:   finding.Critical,
+		Means:      "Multipath maps exist and multipathd does not run: failed paths are never reinstated, new ones never added, and queueing can not be switched off.",
+		Do:         "systemctl start multipathd.service, and read its journal for why it ended.",
+		HoldBefore: 15 * time.Second,
+		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen",
+	}, {
+		Reason:     "MultipathdUnresponsive",
+		Severity:   finding.Warning,
+		Means:      "multipathd runs and does not answer, or has not left its start or reconfiguration: paths may not be watched.",
+		Do:         "Look whether the process is stopped or waits for a disk (state T or D in ps); `multipathd show daemon` by hand; restart it as the last resort, never while paths are down and maps queue.",
+		HoldBefore: time.Minute,
+		HoldWhy:    "a reconfiguration with hundreds of LUNs holds its tables for tens of seconds",
+	}, {
+		Reason:     "MapSuspended",
+		Severity:   finding.Critical,
+		Means:      "A multipath map stays suspended: all I/O on it waits.",
+		Do:         "Find who suspended it (an interrupted dmsetup, multipath or resize); `dmsetup resume MAP` lets the I/O go on.",
+		HoldBefore: 30 * time.Second,
+		HoldWhy:    "every table reload suspends a map for some milliseconds, a resize for seconds; within one pass it is looked at twice",
+	}, {
+		Reason:   "UnwantedMap",
+		Severity: finding.Warning,
+		Means:    "A multipath map lies over a disk that is replicated by other means or local, such as a Longhorn volume: mounting the disk itself fails with 'already mounted or mount point busy'.",
+		Do:       "Blacklist such disks in multipath.conf, by device vendor and product or by protocol and not every sd*; `multipathd reconfigure`, and `multipath -f MAP` once nothing uses the map.",
+	}, {
+		Reason:     "PathsNotMultipathed",
+		Severity:   finding.Warning,
+		Means:      "Several paths lead to the same disk and at least one is in no multipath map: using them side by side corrupts data, using one alone has no failover.",
+		Do:         "Let multipathd claim the disk (find_multipaths, wwids file, blacklist in multipath.conf), or log out of the path that is not needed.",
+		HoldBefore: time.Minute,
+		HoldWhy:    "an attach logs in to portal after portal, and multipathd takes seconds to make the map of them",
+	}, {
+		Reason:   "MultipathSettingMismatch",
+		Severity: finding.Warning,
+		Means:    "multipathd's configuration in force differs from what this host's storage needs.",
+		Do:       "Put the setting into a file of your own in /etc/multipath/conf.d and run `multipathd reconfigure`.",
+	}}
+}
 
 // Validate implements [Probe].
-func (p Multipath) Validate() error { return nil }
+func (p Multipath) Validate() error {
+	var errs []error
+	if p.MinPaths < 0 {
+		errs = append(errs, fieldErr("minPaths", "want 0 (as many as a map had at best) or more, not %d", p.MinPaths))
+	}
+	for i, t := range p.LocalTargets {
+		if !strings.HasPrefix(t, "iqn.") && !strings.HasPrefix(t, "nqn.") && !strings.HasPrefix(t, "eui.") && !strings.HasPrefix(t, "naa.") {
+			errs = append(errs, fieldErr(fmt.Sprintf("localTargets[%d]", i), "%q is no beginning of a target name: want one such as \"iqn.2019-10.io.longhorn:\"", t))
+		}
+	}
+	for key := range p.Settings {
+		if key == "" || strings.ContainsAny(key, " \t\"{}") {
+			errs = append(errs, fieldErr("settings", "%q is no key of multipath.conf's defaults section", key))
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // Check implements [Probe].
 func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) {
-	return finding.Result{}, errors.New("this probe is being written")
+	var r finding.Result
+	disks, err := in.Host.ReadDir(ctx, "/sys/block")
+	if err != nil {
+		return r, fmt.Errorf("block devices: %w", err)
+	}
+	found, kernelErr := multipathMaps(ctx, in.Host, disks)
+	required := in.Require.HasPackage("multipath") || in.Require.HasModule("dm_multipath") || in.Require.HasUnit("multipathd.service")
+
+	daemon, daemonErr := p.daemon(ctx, in, len(found) > 0, required)
+	said := make(map[string]*multipathdMap, len(daemon.maps))
+	for i := range daemon.maps {
+		said[daemon.maps[i].WWID] = &daemon.maps[i]
+	}
+	for i := range found {
+		found[i].hear(said[found[i].wwid])
+	}
+	errs := []error{daemonErr}
+	if kernelErr != nil && (len(found) == 0 || len(daemon.maps) == 0) {
+		// Whoever may not use the ioctl is still told everything by the daemon.
+		errs = append(errs, kernelErr)
+	}
+
+	mounts := mountsOver{host: in.Host}
+	working, total := 0, 0
+	for i := range found {
+		m := &found[i]
+		if err := m.err; err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		usable := m.usable()
+		best := 0
+		if m.told() {
+			working, total = working+usable, total+len(m.paths)
+			best = int(in.Memory.Best(bestPathsOf+m.wwid, int64(usable)))
+			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.name, "state", "active")
+			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.name, "state", "failed")
+		}
+		p.judgePaths(ctx, &r, m, best, &mounts)
+		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
+		if err := p.judgeWanted(ctx, in.Host, &r, m, &mounts); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if kernelErr == nil {
+		known := make(map[string]bool, len(found))
+		for _, m := range found {
+			known[bestPathsOf+m.wwid] = true
+		}
+		in.Memory.Retain(bestPathsOf, func(key string) bool { return known[key] })
+	}
+	if !slices.ContainsFunc(found, func(m multipathMap) bool { return m.err != nil }) {
+		errs = append(errs, pathsOutsideMaps(ctx, in.Host, &r, disks, found))
+	}
+
+	judgeDaemon(in, &r, daemon, len(found))
+	for _, key := range slices.Sorted(maps.Keys(p.Settings)) {
+		judgeMultipathSetting(&r, daemon, key, p.Settings[key])
+	}
+
+	says := "multipathd is not running"
+	switch {
+	case !daemon.seen:
+		says = "multipathd could not be looked for"
+	case daemon.queued:
+		says = "multipathd is being started or stopped"
+	case daemon.state != "":
+		says = "multipathd answers (" + daemon.state + ")"
+	case daemon.running:
+		says = "multipathd is running"
+	}
+	if len(found) > 0 {
+		r.Summary = fmt.Sprintf("%d of %d multipath paths work, maps: %d; %s", working, total, len(found), says)
+	} else {
+		r.Summary = "no multipath map; " + says
+	}
+	r.NotApplicable = len(found) == 0 && !daemon.running && !daemon.queued && !required
+	return r, errors.Join(errs...)
+}
+
+// bestPathsOf begins the memory of how many paths a map had at best.
+const bestPathsOf = "paths/"
+
+// multipathMap is one dm-multipath map.
+type multipathMap struct {
+	// name is the alias, wwid the dm uuid without "mpath-".
+	name, wwid string
+	dev        host.DevNum
+	suspended  bool
+	// queues is queue_if_no_path in the live table. The configuration does not
+	// tell: removing no_path_retry and reconfiguring leaves it in the table,
+	// and a clean stop of multipathd takes it out.
+	queues bool
+	// table and status are the device-mapper's lines; empty without the ioctl.
+	table, status string
+	// queueing and checkers are multipathd's words.
+	queueing string
+	paths    []multipathPath
+	// err is set when the map's own lines were not understood.
+	err error
+}
+
+// multipathPath is one path of a map, as each witness sees it; what was not
+// asked or did not answer is empty.
+type multipathPath struct {
+	dev  host.DevNum
+	name string
+	// link is the device's place in /sys/devices.
+	link string
+	// kernel is "active" or "failed", state the SCSI device's state, checker
+	// multipathd's.
+	kernel, state, checker string
+	// gone: the block device is no longer in sysfs.
+	gone bool
+}
+
+// failed reports whether the path carries no I/O. The device's own state counts
+// beside the map's, which learns of it from the next failing I/O or check only.
+// A blocked device is not failed: its transport is recovering, and says so.
+func (p multipathPath) failed() bool {
+	switch p.checker {
+	case "faulty", "disconnected", "i/o timeout":
+		return true
+	}
+	return p.gone || p.kernel == "failed" || p.deviceDown()
+}
+
+// deviceDown reports whether the device refuses I/O by its own state, of SCSI
+// (drivers/scsi/scsi_sysfs.c) or NVMe.
+func (p multipathPath) deviceDown() bool {
+	return slices.Contains([]string{"offline", "transport-offline", "cancel", "deleted", "dead"}, p.state)
+}
+
+// told reports whether the kernel or multipathd said of each path whether the
+// map uses it. Sysfs alone shows the devices' own states.
+func (m *multipathMap) told() bool {
+	return !slices.ContainsFunc(m.paths, func(p multipathPath) bool { return p.kernel == "" && !p.failed() })
+}
+
+func (m *multipathMap) usable() int {
+	n := 0
+	for _, p := range m.paths {
+		if !p.failed() {
+			n++
+		}
+	}
+	return n
+}
+
+// disk is the kernel's name of a device-mapper device.
+func (m *multipathMap) disk() string { return fmt.Sprintf("dm-%d", m.dev.Minor) }
+
+func devT(d host.DevNum) string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+
+func parseDevT(s string) (host.DevNum, bool) {
+	major, minor, ok := strings.Cut(s, ":")
+	a, errA := strconv.ParseUint(major, 10, 32)
+	b, errB := strconv.ParseUint(minor, 10, 32)
+	return host.DevNum{Major: uint32(a), Minor: uint32(b)}, ok && errA == nil && errB == nil
+}
+
+// multipathMaps lists the maps with their paths, from the ioctl or, where that
+// is not permitted or there is no running kernel, from sysfs. The error says
+// what sysfs could not tell instead.
+func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipathMap, error) {
+	// Without any dm device nothing must be asked: opening the control node
+	// would load the module.
+	if !slices.ContainsFunc(disks, func(d string) bool { return strings.HasPrefix(d, "dm-") }) {
+		return nil, nil
+	}
+	devs, err := v.DeviceMapper(ctx)
+	if err != nil {
+		found, sysfsErr := sysfsMultipathMaps(ctx, v, disks)
+		for i := range found {
+			found[i].look(ctx, v)
+		}
+		if sysfsErr == nil && len(found) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, host.ErrNotLive)) {
+			return nil, nil // sysfs shows every map there is
+		}
+		return found, errors.Join(fmt.Errorf("which paths the kernel uses, device-mapper ioctl: %w", err), sysfsErr)
+	}
+	var found []multipathMap
+	for _, d := range devs {
+		// Partitions of a map are "part1-mpath-..." and judged with it.
+		wwid, ok := strings.CutPrefix(d.UUID, multipathUUID)
+		if !ok {
+			continue
+		}
+		m := multipathMap{name: d.Name, wwid: wwid, dev: d.Dev, suspended: d.Suspended}
+		m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
+		for _, t := range d.Targets {
+			if t.Type != "multipath" {
+				continue
+			}
+			m.table, m.status, m.queues = t.Table, t.Status, queuesWithoutPath(t.Table)
+			if m.paths, m.err = parseMultipathStatus(t.Status); m.err != nil {
+				m.err = fmt.Errorf("device-mapper status of map %s: %w", m.name, m.err)
+			}
+			break
+		}
+		m.look(ctx, v)
+		found = append(found, m)
+	}
+	return found, nil
+}
+
+// multipathUUID begins the dm uuid of every map that multipath-tools made.
+const multipathUUID = "mpath-"
+
+// sysfsMultipathMaps lists the maps as sysfs shows them to anybody: names, and
+// the paths by name, but not which of them the map has given up.
+func sysfsMultipathMaps(ctx context.Context, v host.View, disks []string) ([]multipathMap, error) {
+	var found []multipathMap
+	for _, disk := range disks {
+		if !strings.HasPrefix(disk, "dm-") {
+			continue
+		}
+		dir := "/sys/block/" + disk
+		uuid, err := deviceAttr(ctx, v, dir+"/dm/uuid")
+		if err != nil {
+			return found, err
+		}
+		wwid, ok := strings.CutPrefix(uuid, multipathUUID)
+		if !ok {
+			continue
+		}
+		m := multipathMap{wwid: wwid}
+		if m.name, err = deviceAttr(ctx, v, dir+"/dm/name"); err != nil {
+			return found, err
+		}
+		number, err := deviceAttr(ctx, v, dir+"/dev")
+		if err != nil {
+			return found, err
+		}
+		m.dev, _ = parseDevT(number)
+		suspended, err := deviceAttr(ctx, v, dir+"/dm/suspended")
+		if err != nil {
+			return found, err
+		}
+		m.suspended = suspended == "1"
+		slaves, err := v.ReadDir(ctx, dir+"/slaves")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return found, err
+		}
+		for _, name := range slaves {
+			number, err := deviceAttr(ctx, v, "/sys/block/"+name+"/dev")
+			if err != nil {
+				return found, err
+			}
+			p := multipathPath{name: name}
+			p.dev, _ = parseDevT(number)
+			m.paths = append(m.paths, p)
+		}
+		found = append(found, m)
+	}
+	return found, nil
+}
+
+// look finds the paths' devices in sysfs and reads their state.
+func (m *multipathMap) look(ctx context.Context, v host.View) {
+	for i := range m.paths {
+		p := &m.paths[i]
+		dir := "/sys/dev/block/" + devT(p.dev)
+		link, err := v.ReadLink(ctx, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			p.gone = true
+			p.name = devT(p.dev)
+			continue
+		}
+		if p.link = link; link != "" {
+			p.name = path.Base(link)
+		}
+		// Disks that are not SCSI have no state, and NVMe another one.
+		p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
+	}
+}
+
+// hear adds what multipathd says of the map; nil is nothing.
+func (m *multipathMap) hear(said *multipathdMap) {
+	if said == nil {
+		return
+	}
+	m.queueing = said.Queueing
+	if m.table == "" {
+		m.queues = strings.Contains(said.Features, "queue_if_no_path")
+	}
+	for _, g := range said.Groups {
+		for _, s := range g.Paths {
+			i := slices.IndexFunc(m.paths, func(p multipathPath) bool { return devT(p.dev) == s.DevT })
+			if i < 0 {
+				continue
+			}
+			p := &m.paths[i]
+			p.checker = s.Checker
+			if p.kernel == "" && s.DMState != "undef" {
+				p.kernel = s.DMState
+			}
+		}
+	}
+}
+
+// deviceAttr reads one line of sysfs. An attribute the device does not have is
+// empty; so is one of a device that is on its way out.
+func deviceAttr(ctx context.Context, v host.Files, name string) (string, error) {
+	data, err := v.ReadFileMax(ctx, name, 4096)
+	switch {
+	case err == nil:
+		return string(bytes.TrimSpace(data)), nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENOTDIR):
+		return "", nil
+	}
+	return "", err
+}
+
+// describe names a map the way it must be looked up at night: by dm device, by
+// identity and by what is mounted from it.
+func (m *multipathMap) describe(ctx context.Context, mounts *mountsOver) string {
+	more := []string{m.disk()}
+	if m.name != m.wwid {
+		more = append(more, m.wwid)
+	}
+	if at := mounts.of(ctx, m.dev); at != "" {
+		more = append(more, "mounted at "+at)
+	}
+	return fmt.Sprintf("multipath map %s (%s)", m.name, strings.Join(more, ", "))
+}
+
+func (p Multipath) judgePaths(ctx context.Context, r *finding.Result, m *multipathMap, best int, mounts *mountsOver) {
+	usable := m.usable()
+	if usable == 0 {
+		lost := "every read and write on it fails"
+		if m.queues {
+			lost = "I/O on it hangs"
+		}
+		r.Add(finding.Finding{
+			Reason: "AllPathsFailed", Severity: finding.Critical, Subject: m.name,
+			Message:  fmt.Sprintf("None of the %d paths of %s works: %s.", len(m.paths), m.describe(ctx, mounts), lost),
+			Evidence: m.pathEvidence("at least one path marked A"),
+		})
+		if m.queues {
+			until := "until a path returns"
+			if strings.HasSuffix(m.queueing, "sec") || strings.HasSuffix(m.queueing, "chk") {
+				until = "until a path returns or no_path_retry runs out (" + m.queueing + ")"
+			}
+			e := []finding.Evidence{{Source: "device-mapper table of " + m.disk(), Observed: fmt.Sprintf("%.120s", m.table), Expected: "a working path, or no queue_if_no_path"}}
+			if m.table == "" {
+				e = e[:0]
+			}
+			if m.queueing != "" {
+				e = append(e, finding.Evidence{Source: "multipathd, show maps json", Observed: "queueing " + m.queueing})
+			}
+			r.Add(finding.Finding{
+				Reason: "QueueingWithoutPaths", Severity: finding.Critical, Subject: m.name,
+				Message:  fmt.Sprintf("I/O on %s is queued although no path works: processes that use it hang and can not be killed %s.", m.describe(ctx, mounts), until),
+				Evidence: e,
+			})
+		}
+		return
+	}
+	wanted, why := p.MinPaths, "minPaths"
+	if wanted == 0 {
+		wanted, why = max(best, len(m.paths)), "as many as it had at best"
+	}
+	if usable >= wanted {
+		return
+	}
+	var bad []string
+	for _, path := range m.paths {
+		if path.failed() {
+			bad = append(bad, path.name)
+		}
+	}
+	detail := ""
+	switch {
+	case len(bad) > 0:
+		detail = "; failed: " + shortList(bad, 4)
+	case len(m.paths) < wanted:
+		detail = fmt.Sprintf("; only %d are in the map", len(m.paths))
+	}
+	r.Add(finding.Finding{
+		Reason: "PathsDegraded", Severity: finding.Warning, Subject: m.name,
+		Message:  fmt.Sprintf("%d of %d paths of %s work%s.", usable, wanted, m.describe(ctx, mounts), detail),
+		Evidence: append(m.pathEvidence(fmt.Sprintf("%d paths marked A", wanted)), finding.Evidence{Source: "working paths", Observed: strconv.Itoa(usable), Expected: fmt.Sprintf("%d, %s", wanted, why)}),
+	})
+}
+
+// pathEvidence shows what each witness says of a map's paths.
+func (m *multipathMap) pathEvidence(wanted string) []finding.Evidence {
+	var e []finding.Evidence
+	if m.status != "" {
+		e = append(e, finding.Evidence{Source: "device-mapper status of " + m.disk(), Observed: fmt.Sprintf("%.300s", strings.TrimSpace(m.status)), Expected: wanted})
+	}
+	var kernel, checker []string
+	for _, p := range m.paths {
+		switch {
+		case p.gone:
+			e = append(e, finding.Evidence{Source: "/sys/dev/block/" + devT(p.dev), Observed: "not there", Expected: "the path's disk"})
+		case p.deviceDown() && len(e) < 9:
+			e = append(e, finding.Evidence{Source: "/sys/block/" + p.name + "/device/state", Observed: p.state, Expected: "running"})
+		}
+		if m.status == "" && p.kernel != "" {
+			kernel = append(kernel, p.name+" "+p.kernel)
+		}
+		if p.checker != "" {
+			checker = append(checker, p.name+" "+p.checker)
+		}
+	}
+	if kernel != nil {
+		e = append(e, finding.Evidence{Source: "multipathd, show maps json, dm_st", Observed: shortList(kernel, 16), Expected: "active"})
+	}
+	if checker != nil {
+		e = append(e, finding.Evidence{Source: "multipathd, show maps json, chk_st", Observed: shortList(checker, 16), Expected: "ready or ghost"})
+	}
+	if e == nil {
+		e = append(e, finding.Evidence{Source: "/sys/block/" + m.disk() + "/slaves", Observed: "empty", Expected: "the map's paths"})
+	}
+	return e
+}
+
+// shortList joins names, at most n of them.
+func shortList(names []string, n int) string {
+	if len(names) <= n {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:n], ", "), len(names)-n)
+}
+
+// judgeSuspended looks a second time, in sysfs: a reload that was under way when
+// the maps were listed is over by now.
+func (p Multipath) judgeSuspended(ctx context.Context, v host.View, r *finding.Result, m *multipathMap, mounts *mountsOver) {
+	if !m.suspended {
+		return
+	}
+	source := "/sys/block/" + m.disk() + "/dm/suspended"
+	now, err := deviceAttr(ctx, v, source)
+	if err != nil || now != "1" {
+		return
+	}
+	e := []finding.Evidence{{Source: source, Observed: "1", Expected: "0"}}
+	if m.status != "" {
+		e = append(e, finding.Evidence{Source: "device-mapper ioctl, flags of " + m.disk(), Observed: "suspended", Expected: "active"})
+	}
+	r.Add(finding.Finding{
+		Reason: "MapSuspended", Severity: finding.Critical, Subject: m.name,
+		Message:  fmt.Sprintf("%s is suspended: all I/O on it waits.", capital(m.describe(ctx, mounts))),
+		Evidence: e,
+	})
+}
+
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// localTargetNames begin the names of targets that replicate their volumes by
+// themselves and serve each through one portal, which moves.
+func localTargetNames() []string {
+	return []string{
+		"iqn.2019-10.io.longhorn:", "iqn.2014-09.com.rancher:", "nqn.2023-01.io.longhorn.spdk:",
+		"iqn.2016-09.com.openebs.jiva:", "iqn.2016-09.com.openebs.cstor:", "nqn.2019-05.io.openebs:",
+	}
+}
+
+// localTarget reports whether a target's disks must not be multipathed.
+func localTarget(target string, more []string) bool {
+	begins := func(prefix string) bool { return strings.HasPrefix(target, prefix) }
+	return target != "" && (slices.ContainsFunc(localTargetNames(), begins) || slices.ContainsFunc(more, begins))
+}
+
+// judgeWanted finds maps over disks that must not be in one. The vendor does not
+// tell: what calls itself IET may be a Longhorn replica or a real tgt array.
+func (p Multipath) judgeWanted(ctx context.Context, v host.View, r *finding.Result, m *multipathMap, mounts *mountsOver) error {
+	for _, path := range m.paths {
+		what, e, err := p.notForMultipath(ctx, v, path, len(m.paths))
+		if err != nil {
+			return err
+		}
+		if what == "" {
+			continue
+		}
+		r.Add(finding.Finding{
+			Reason: "UnwantedMap", Severity: finding.Warning, Subject: m.name,
+			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy.", capital(m.describe(ctx, mounts)), path.name, what),
+			Evidence: []finding.Evidence{e, {Source: "paths of the map", Observed: path.name, Expected: "no such disk in a multipath map"}},
+		})
+		return nil
+	}
+	return nil
+}
+
+func (p Multipath) notForMultipath(ctx context.Context, v host.View, path multipathPath, paths int) (what string, e finding.Evidence, err error) {
+	for _, kind := range []string{"rbd", "drbd", "nbd"} {
+		if rest, ok := strings.CutPrefix(path.name, kind); ok && rest != "" && rest[0] >= '0' && rest[0] <= '9' {
+			return kind + ", which replicates by itself", finding.Evidence{Source: "/sys/dev/block/" + devT(path.dev), Observed: path.name}, nil
+		}
+	}
+	if strings.HasPrefix(path.name, "nvme") {
+		dir := "/sys/dev/block/" + devT(path.dev) + "/device"
+		nqn, err := deviceAttr(ctx, v, dir+"/subsysnqn")
+		if err != nil {
+			return "", e, err
+		}
+		if localTarget(nqn, p.LocalTargets) {
+			return "a volume that replicates itself", finding.Evidence{Source: dir + "/subsysnqn", Observed: nqn}, nil
+		}
+		transport, err := deviceAttr(ctx, v, dir+"/transport")
+		if err != nil {
+			return "", e, err
+		}
+		if transport == "pcie" && paths == 1 {
+			return "a local NVMe disk with a single path", finding.Evidence{Source: dir + "/transport", Observed: transport}, nil
+		}
+		return "", e, nil
+	}
+	session := scsiTopology(path.link).session
+	if session == "" {
+		return "", e, nil
+	}
+	source := "/sys/class/iscsi_session/" + session + "/targetname"
+	target, err := deviceAttr(ctx, v, source)
+	if err != nil {
+		return "", e, err
+	}
+	if localTarget(target, p.LocalTargets) {
+		return "a volume that replicates itself (" + shortTarget(target) + ")", finding.Evidence{Source: source, Observed: target}, nil
+	}
+	return "", e, nil
+}
+
+// scsiPlace is where a SCSI disk hangs, taken from its path in /sys/devices.
+type scsiPlace struct {
+	// session is "session1" for iSCSI, rport "rport-3:0-1" for Fibre Channel.
+	session, rport string
+	// port is host:channel:id, lun what follows.
+	port, lun string
+	usb       bool
+}
+
+func scsiTopology(link string) scsiPlace {
+	var p scsiPlace
+	for part := range strings.SplitSeq(link, "/") {
+		switch {
+		case strings.HasPrefix(part, "session"):
+			p.session = part
+		case strings.HasPrefix(part, "rport-"):
+			p.rport = part
+		case strings.HasPrefix(part, "usb"):
+			p.usb = true
+		case strings.Count(part, ":") == 3:
+			i := strings.LastIndexByte(part, ':')
+			p.port, p.lun = part[:i], part[i+1:]
+		}
+	}
+	return p
+}
+
+// pathsOutsideMaps finds disks that are evidently one and the same and that no
+// map holds together. Disks with one identity and different sizes, targets or
+// serial numbers are two disks with a copied identity, which the disks probe
+// tells.
+func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks []string, found []multipathMap) error {
+	inMap := map[string]bool{}
+	for _, m := range found {
+		for _, p := range m.paths {
+			inMap[p.name] = true
+		}
+	}
+	loose := map[string][]string{} // disks by identity
+	for _, name := range disks {
+		if strings.HasPrefix(name, "emcpower") || strings.HasPrefix(name, "VxDMP") {
+			return nil // PowerPath and Veritas join paths without dm-multipath
+		}
+		if !strings.HasPrefix(name, "sd") || inMap[name] {
+			continue
+		}
+		wwid, err := deviceAttr(ctx, v, "/sys/block/"+name+"/device/wwid")
+		if err != nil {
+			return err
+		}
+		if wwid != "" {
+			loose[wwid] = append(loose[wwid], name)
+		}
+	}
+	if len(loose) == 0 {
+		return nil
+	}
+	mapOf := map[string]*multipathMap{}
+	for i := range found {
+		// One path tells the map's identity in sysfs's spelling.
+		for _, p := range found[i].paths {
+			wwid, err := deviceAttr(ctx, v, "/sys/block/"+p.name+"/device/wwid")
+			if err != nil {
+				return err
+			}
+			if wwid != "" {
+				mapOf[wwid] = &found[i]
+				break
+			}
+		}
+	}
+	for _, wwid := range slices.Sorted(maps.Keys(loose)) {
+		names := loose[wwid]
+		m := mapOf[wwid]
+		if m != nil {
+			names = append([]string{m.paths[0].name}, names...)
+		}
+		if len(names) < 2 {
+			continue
+		}
+		what, same, err := sameDisk(ctx, v, names, m != nil)
+		if err != nil {
+			return err
+		}
+		if len(same) < 2 {
+			continue
+		}
+		message := fmt.Sprintf("%s are paths to one disk and no multipath map joins them: there is no failover, and using them side by side corrupts data.", shortList(same, 4))
+		if m != nil {
+			message = fmt.Sprintf("Multipath map %s lacks paths to its disk, %s: they add no failover, and using them beside the map corrupts data.", m.name, shortList(same[1:], 4))
+		}
+		r.Add(finding.Finding{
+			Reason: "PathsNotMultipathed", Severity: finding.Warning, Subject: wwid, Message: message,
+			Evidence: []finding.Evidence{
+				{Source: "/sys/block/*/device/wwid of " + shortList(same, 8), Observed: wwid},
+				{Source: "size, target and LUN of each", Observed: what.String(), Expected: "one multipath map over all of them"},
+			},
+		})
+	}
+	return nil
+}
+
+// diskFacts are what all paths to one disk have in common beside its identity.
+type diskFacts struct {
+	// size is in sectors, serial the unit serial number, target the iSCSI
+	// target's name or the Fibre Channel node's.
+	size, vendor, model, serial, target, lun string
+}
+
+func (f diskFacts) String() string {
+	s := f.size + " sectors, "
+	if f.target != "" {
+		s += "target " + f.target
+	} else {
+		s += "no target name"
+	}
+	if f.lun != "" {
+		s += ", LUN " + f.lun
+	}
+	return s
+}
+
+// sameDisk returns those of the names, which have one identity, that also agree
+// in everything else and hang on different ports. With keepFirst they must agree
+// with the first.
+func sameDisk(ctx context.Context, v host.View, names []string, keepFirst bool) (diskFacts, []string, error) {
+	groups := map[diskFacts][]string{}
+	ports := map[string]bool{}
+	var order []diskFacts
+	for i, name := range names {
+		f, place, running, err := factsOf(ctx, v, name)
+		if err != nil {
+			return f, nil, err
+		}
+		switch {
+		case f.size == "" || f.size == "0":
+			continue // no medium: card readers and virtual media of a BMC
+		case place.usb:
+			continue // docks give all the disks in them one identity
+		case !running && (i > 0 || !keepFirst):
+			continue // left over from a path that is gone, or failing
+		case place.port != "" && ports[place.port]:
+			continue // two LUNs of one port are not two paths
+		}
+		ports[place.port] = true
+		if groups[f] == nil {
+			order = append(order, f)
+		}
+		groups[f] = append(groups[f], name)
+	}
+	for _, f := range order {
+		if same := groups[f]; len(same) > 1 && (!keepFirst || same[0] == names[0]) {
+			return f, same, nil
+		}
+	}
+	return diskFacts{}, nil, nil
+}
+
+func factsOf(ctx context.Context, v host.View, name string) (f diskFacts, place scsiPlace, running bool, err error) {
+	dir := "/sys/block/" + name
+	if link, err := v.ReadLink(ctx, dir); err == nil {
+		place = scsiTopology(link)
+	}
+	var errs []error
+	attr := func(name string) string {
+		s, err := deviceAttr(ctx, v, name)
+		errs = append(errs, err)
+		return s
+	}
+	f.size, f.vendor, f.model, f.lun = attr(dir+"/size"), attr(dir+"/device/vendor"), attr(dir+"/device/model"), place.lun
+	running = attr(dir+"/device/state") == "running"
+	// The unit serial number page: four bytes of header, then the number.
+	if page, err := v.ReadFileMax(ctx, dir+"/device/vpd_pg80", 4096); err == nil && len(page) > 4 {
+		f.serial = string(bytes.Trim(page[4:], "\x00 "))
+	}
+	switch {
+	case place.session != "":
+		f.target = attr("/sys/class/iscsi_session/" + place.session + "/targetname")
+	case place.rport != "":
+		f.target = attr("/sys/class/fc_remote_ports/" + place.rport + "/node_name")
+	}
+	return f, place, running, errors.Join(errs...)
+}
+
+// multipathDaemon is what was found out about multipathd.
+type multipathDaemon struct {
+	running, queued bool
+	// state is its own word: "idle", "running", "configure", ...
+	state string
+	maps  []multipathdMap
+	conf  multipathConfig
+	// silent is why it does not answer.
+	silent error
+	// address is what was dialled.
+	address string
+	// unit is nil where systemd could not be asked.
+	unit *host.Unit
+	// seen is false when the process table could not be read.
+	seen bool
+}
+
+func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required bool) (multipathDaemon, error) {
+	var d multipathDaemon
+	procs, err := in.Host.Processes(ctx)
+	if err != nil {
+		if !mapsExist && !required {
+			return d, nil
+		}
+		return d, fmt.Errorf("whether multipathd runs: %w", err)
+	}
+	d.seen = true
+	var candidates []host.Process
+	for _, proc := range procs {
+		if proc.Comm == "multipathd" && !proc.Kernel && proc.State != 'Z' && proc.State != 'X' {
+			candidates = append(candidates, proc)
+		}
+	}
+	if len(candidates) == 0 && !mapsExist && !required {
+		return d, nil
+	}
+	units, err := in.Host.Units(ctx, "multipathd.service")
+	var unitErr error
+	switch {
+	case err == nil && len(units) == 1:
+		d.unit = &units[0]
+		d.queued = d.unit.Job
+	case err != nil && !errors.Is(err, host.ErrNoSystemd) && !errors.Is(err, host.ErrNotLive):
+		unitErr = fmt.Errorf("state of multipathd.service: %w", err)
+	}
+	// The client has the daemon's name (`multipathd show maps`), but one thread,
+	// where the daemon has one each for checkers, uevents and clients.
+	d.running = slices.ContainsFunc(candidates, func(c host.Process) bool {
+		return c.Threads > 1 || d.unit != nil && d.unit.MainPID == c.PID
+	})
+	if d.queued || !d.running {
+		return d, unitErr
+	}
+	if err := d.ask(ctx, in.Host, mapsExist, len(p.Settings) > 0); err != nil {
+		return d, errors.Join(unitErr, fmt.Errorf("asking multipathd: %w", err))
+	}
+	return d, unitErr
+}
+
+// ask talks to the daemon once. A daemon that does not serve is no error but a
+// finding; the error is an answer that was not understood.
+func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps, wantConf bool) error {
+	ctx, cancel := context.WithTimeout(parent, multipathdPatience)
+	defer cancel()
+	d.address = multipathdAbstract
+	conn, err := dialMultipathd(ctx, v)
+	if err == nil {
+		defer conn.Close()
+		d.address = conn.address
+		err = d.converse(conn, wantMaps, wantConf)
+	}
+	switch {
+	case parent.Err() != nil:
+		return parent.Err()
+	case errors.Is(err, host.ErrNotLive):
+		if !wantMaps {
+			return nil
+		}
+		return err
+	case multipathdSilent(err):
+		d.silent = err
+		return nil
+	}
+	return err
+}
+
+func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps, wantConf bool) error {
+	// show daemon takes no lock, so that it is answered while maps are busy.
+	text, err := conn.text("show daemon")
+	if err != nil {
+		return err
+	}
+	fields := strings.Fields(text) // "pid 349 idle"
+	if len(fields) < 3 || fields[0] != "pid" {
+		return fmt.Errorf("\"show daemon\" was answered with %.60q, want \"pid N STATE\"", text)
+	}
+	d.state = fields[2]
+	if wantMaps {
+		if d.maps, err = conn.maps(); err != nil {
+			return err
+		}
+	}
+	if wantConf {
+		text, err := conn.text("show config local")
+		if err != nil {
+			return err
+		}
+		if d.conf, err = parseMultipathConfig([]byte(text)); err != nil {
+			return fmt.Errorf("\"show config local\": %w", err)
+		}
+	}
+	return nil
+}
+
+// daemonBusyFor is how long multipathd may be in a state other than idle and
+// running.
+const daemonBusyFor = time.Minute
+
+func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
+	unitSays := finding.Evidence{Source: "multipathd.service", Expected: "active (running)"}
+	if d.unit != nil {
+		unitSays.Observed = fmt.Sprintf("%s (%s), %s", d.unit.Active, d.unit.Sub, d.unit.Load)
+	}
+	switch {
+	case !d.seen || d.queued:
+	case !d.running && existing > 0:
+		e := []finding.Evidence{{Source: "process table", Observed: "no multipathd", Expected: "one"}}
+		if d.unit != nil {
+			e = append(e, unitSays)
+		}
+		r.Add(finding.Finding{
+			Reason: "MultipathdDown", Severity: finding.Critical, Subject: "multipathd",
+			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back.", existing),
+			Evidence: e,
+			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "multipathd.service"},
+		})
+	case d.silent != nil:
+		e := []finding.Evidence{{Source: d.address, Observed: d.silent.Error(), Expected: fmt.Sprintf("an answer within %s", multipathdPatience)}}
+		if d.unit != nil {
+			e = append(e, unitSays)
+		}
+		r.Add(finding.Finding{
+			Reason: "MultipathdUnresponsive", Severity: finding.Warning, Subject: "multipathd",
+			Message:  "multipathd runs but does not answer: failed paths may not be noticed or brought back.",
+			Evidence: e,
+		})
+	case d.state != "" && d.state != "idle" && d.state != "running":
+		since := in.Memory.Since("daemon/"+d.state, in.Now)
+		if lasted := in.Now.Sub(since); lasted >= daemonBusyFor {
+			r.Add(finding.Finding{
+				Reason: "MultipathdUnresponsive", Severity: finding.Warning, Subject: "multipathd",
+				Message:  fmt.Sprintf("multipathd has been in state %q for %s: meanwhile it does not watch paths.", d.state, lasted.Round(time.Second)),
+				Evidence: []finding.Evidence{{Source: "multipathd, show daemon", Observed: d.state, Expected: "idle or running"}},
+			})
+		}
+	}
+}
+
+func judgeMultipathSetting(r *finding.Result, d multipathDaemon, key, want string) {
+	if d.conf == nil {
+		return
+	}
+	got, ok := d.conf.setting(key)
+	if ok && sameMultipathValue(got, want) {
+		return
+	}
+	if !ok {
+		got = "not set"
+	}
+	r.Add(finding.Finding{
+		Reason: "MultipathSettingMismatch", Severity: finding.Warning, Subject: key,
+		Message:  fmt.Sprintf("multipathd runs with %s %q, and this host's storage needs %q.", key, got, want),
+		Evidence: []finding.Evidence{{Source: "multipathd, show config local", Observed: key + " " + got, Expected: key + " " + want}},
+	})
+}
+
+// sameMultipathValue knows the spellings multipathd takes for one another: it
+// prints find_multipaths "no" as "off".
+func sameMultipathValue(a, b string) bool {
+	plain := func(s string) string {
+		switch s = strings.ToLower(strings.TrimSpace(s)); s {
+		case "off":
+			return "no"
+		case "on":
+			return "yes"
+		}
+		return s
+	}
+	return plain(a) == plain(b)
+}
+
+// mountsOver finds what is mounted from a map, once a message needs it.
+type mountsOver struct {
+	host host.View
+	read bool
+	at   map[host.DevNum][]string
+}
+
+// of returns the mount point of the device or of what lies directly over it: a
+// partition, a logical volume. It is empty when that can not be known: it only
+// helps to find one's way.
+func (m *mountsOver) of(ctx context.Context, dev host.DevNum) string {
+	if !m.read {
+		m.read = true
+		data, err := m.host.ReadFile(ctx, "/proc/1/mountinfo")
+		if err != nil {
+			return ""
+		}
+		infos, err := mountinfo.GetMountsFromReader(bytes.NewReader(data), nil)
+		if err != nil {
+			return ""
+		}
+		m.at = map[host.DevNum][]string{}
+		for _, i := range infos {
+			d := host.DevNum{Major: uint32(i.Major), Minor: uint32(i.Minor)}
+			m.at[d] = append(m.at[d], i.Mountpoint)
+		}
+	}
+	if len(m.at) == 0 {
+		return ""
+	}
+	points := m.at[dev]
+	if points == nil {
+		holders, err := m.host.ReadDir(ctx, fmt.Sprintf("/sys/block/dm-%d/holders", dev.Minor))
+		if err != nil {
+			return ""
+		}
+		for _, h := range holders {
+			if s, err := deviceAttr(ctx, m.host, "/sys/block/"+h+"/dev"); err == nil {
+				if d, ok := parseDevT(s); ok {
+					points = append(points, m.at[d]...)
+				}
+			}
+		}
+	}
+	return shortList(points, 1)
+}
+
+// parseMultipathStatus parses the status line of a multipath target:
+//
+//	FEATURES [f...] HANDLER_ARGS [h...] GROUPS NEXT_GROUP
+//	  { A|D|E SELECTOR_ARGS [s...] PATHS ARGS_PER_PATH { MAJ:MIN A|F FAILS [p...] }... }...
+//
+// (drivers/md/dm-mpath.c, multipath_status). Groups that are all E, enabled, are
+// no fault: a map that was just loaded has no active group before its first I/O.
+func parseMultipathStatus(status string) ([]multipathPath, error) {
+	t := dmTokens(strings.Fields(status))
+	t.skip(t.count())
+	t.skip(t.count())
+	groups := t.count()
+	t.skip(1)
+	var paths []multipathPath
+	for range groups {
+		t.skip(1)
+		t.skip(t.count())
+		n := t.count()
+		args := t.count()
+		for range n {
+			number, mark := t.next(), t.next()
+			t.skip(1 + args)
+			dev, ok := parseDevT(number)
+			if t == nil || !ok || mark != "A" && mark != "F" {
+				return nil, fmt.Errorf("%.120q is no status of a multipath map", status)
+			}
+			p := multipathPath{dev: dev, name: number, kernel: "active"}
+			if mark == "F" {
+				p.kernel = "failed"
+			}
+			paths = append(paths, p)
+		}
+	}
+	if t == nil || len(t) > 0 {
+		return nil, fmt.Errorf("%.120q is no status of a multipath map", status)
+	}
+	return paths, nil
+}
+
+// queuesWithoutPath reports whether queue_if_no_path is among the features that
+// a multipath table begins with: "1 queue_if_no_path 0 2 1 ...".
+func queuesWithoutPath(table string) bool {
+	t := dmTokens(strings.Fields(table))
+	for range t.count() {
+		if t.next() == "queue_if_no_path" {
+			return true
+		}
+	}
+	return false
+}
+
+// dmTokens are the words of a device-mapper line; nil once it ended early. An
+// empty line that has ended is not nil.
+type dmTokens []string
+
+func (t *dmTokens) next() string {
+	if len(*t) == 0 {
+		*t = nil
+		return ""
+	}
+	s := (*t)[0]
+	*t = (*t)[1:]
+	return s
+}
+
+// count reads a number of words or groups to come, of which there can be no more
+// than words are left.
+func (t *dmTokens) count() int {
+	n, err := strconv.ParseUint(t.next(), 10, 16)
+	if err != nil || int(n) > len(*t) {
+		*t = nil
+		return 0
+	}
+	return int(n)
+}
+
+func (t *dmTokens) skip(n int) {
+	if n > len(*t) {
+		*t = nil
+		return
+	}
+	*t = (*t)[n:]
 }

@@ -6,6 +6,8 @@ package probes
 
 import (
 	"context"
+	"maps"
+	"strings"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
@@ -83,6 +85,14 @@ func (m *Memory) Best(key string, n int64) int64 {
 	n = max(n, m.best[key])
 	m.best[key] = n
 	return n
+}
+
+// Retain drops the best of every key with the prefix that keep does not want, so
+// that volumes which come and go leave nothing behind.
+func (m *Memory) Retain(prefix string, keep func(key string) bool) {
+	maps.DeleteFunc(m.best, func(key string, _ int64) bool {
+		return strings.HasPrefix(key, prefix) && !keep(key)
+	})
 }
 
 // Forget drops the best of key, for things that are gone for good.

@@ -1,0 +1,309 @@
+package probes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/host"
+)
+
+// Where multipathd listens: always on the abstract name, which lives in the
+// host's network namespace, and since 0.12.0 on a path too (multipathd(8)).
+const (
+	multipathdPath     = "/run/multipathd.socket"
+	multipathdAbstract = "@/org/kernel/linux/storage/multipathd"
+)
+
+const (
+	// multipathdPatience is a second longer than multipathd's own
+	// uxsock_timeout (4 s), so that its word "timeout" still arrives when it
+	// can not get the lock over its tables.
+	multipathdPatience = 5 * time.Second
+	// multipathdReplyMax is the limit multipathd's own client has (uxsock.h).
+	multipathdReplyMax = 32 << 20
+	// multipathdTextMax limits replies that are not JSON. `show config local`
+	// of a host with hundreds of devices sections stays below.
+	multipathdTextMax = 1 << 20
+)
+
+// errMultipathdTimeout is multipathd's own answer when it could not get the
+// lock over its tables within uxsock_timeout.
+var errMultipathdTimeout = errors.New(`multipathd answered "timeout": it could not get at its own tables in time`)
+
+// multipathdConn is one conversation with multipathd. Requests and replies have
+// the same frame: a length in the host's byte order and word size (8 bytes on
+// the platforms there are), then as many bytes, the last of them NUL
+// (libmpathcmd/mpath_cmd.c).
+type multipathdConn struct {
+	net.Conn
+	r *bufio.Reader
+	// address is what was dialled, for evidence.
+	address string
+}
+
+// dialMultipathd connects to a multipathd that is known to run: where systemd
+// holds the socket, connecting to it would start the daemon otherwise.
+func dialMultipathd(ctx context.Context, v host.View) (*multipathdConn, error) {
+	address := multipathdAbstract
+	switch _, err := v.Stat(ctx, multipathdPath); {
+	case err == nil:
+		address = multipathdPath
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	conn, err := v.Dial(ctx, "unix", address)
+	if err != nil {
+		return nil, err
+	}
+	return &multipathdConn{Conn: conn, r: bufio.NewReaderSize(conn, 64<<10), address: address}, nil
+}
+
+// ask sends one command and hands the body of the reply, without its NUL, to
+// read. What read leaves over is skipped, so that the next reply is found.
+func (c *multipathdConn) ask(command string, read func(io.Reader) error) error {
+	frame := binary.NativeEndian.AppendUint64(nil, uint64(len(command)+1))
+	frame = append(append(frame, command...), 0)
+	if _, err := c.Write(frame); err != nil {
+		return fmt.Errorf("%q: %w", command, err)
+	}
+	if err := readMultipathdReply(c.r, read); err != nil {
+		return fmt.Errorf("%q: %w", command, err)
+	}
+	return nil
+}
+
+func readMultipathdReply(r *bufio.Reader, read func(io.Reader) error) error {
+	var header [8]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return err
+	}
+	size := binary.NativeEndian.Uint64(header[:])
+	if size == 0 || size > multipathdReplyMax {
+		return fmt.Errorf("the reply claims %d bytes, which is no multipathd reply", size)
+	}
+	body := &io.LimitedReader{R: r, N: int64(size) - 1}
+	if err := read(body); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		return err
+	}
+	if body.N > 0 {
+		return io.ErrUnexpectedEOF
+	}
+	end, err := r.ReadByte()
+	if err != nil {
+		return err
+	}
+	if end != 0 {
+		return errors.New("the reply does not end with NUL")
+	}
+	return nil
+}
+
+// text asks for a reply in words.
+func (c *multipathdConn) text(command string) (string, error) {
+	var text string
+	err := c.ask(command, func(r io.Reader) error {
+		data, err := io.ReadAll(io.LimitReader(r, multipathdTextMax))
+		text = strings.TrimSpace(string(data))
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return text, refusalOfMultipathd(text)
+}
+
+// refusalOfMultipathd tells multipathd's failures from its answers: they are
+// plain words without any code (multipathd/uxlsnr.c).
+func refusalOfMultipathd(text string) error {
+	first, rest, _ := strings.Cut(text, "\n")
+	switch strings.TrimSpace(first) {
+	case "timeout":
+		return errMultipathdTimeout
+	case "fail":
+		why, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+		return fmt.Errorf("multipathd answered %q", strings.TrimSpace("fail "+why))
+	}
+	return nil
+}
+
+// maps asks for all maps and their paths.
+func (c *multipathdConn) maps() ([]multipathdMap, error) {
+	var maps []multipathdMap
+	err := c.ask("show maps json", func(r io.Reader) error {
+		var err error
+		maps, err = parseMultipathdMaps(r)
+		return err
+	})
+	return maps, err
+}
+
+// multipathdMap is what `show maps json` says about a map, as far as the kernel
+// does not know it better.
+type multipathdMap struct {
+	Name string `json:"name"`
+	// WWID is called uuid there: the dm uuid without "mpath-".
+	WWID  string `json:"uuid"`
+	Sysfs string `json:"sysfs"`
+	// Queueing is "-", "off", "on", "N sec" or "N chk".
+	Queueing string `json:"queueing"`
+	Features string `json:"features"`
+	DMState  string `json:"dm_st"`
+	Groups   []struct {
+		Paths []multipathdPathState `json:"paths"`
+	} `json:"path_groups"`
+}
+
+// multipathdPathState is one path in `show maps json`.
+type multipathdPathState struct {
+	Dev string `json:"dev"`
+	// DevT is "8:16".
+	DevT string `json:"dev_t"`
+	// DMState is "active", "failed" or "undef": the kernel's opinion.
+	DMState string `json:"dm_st"`
+	// Checker is the path checker's opinion: "ready", "ghost" (a standby path,
+	// which is well), "faulty", "shaky", "i/o pending", "i/o timeout",
+	// "delayed", "disconnected", "undef".
+	Checker string `json:"chk_st"`
+}
+
+// parseMultipathdMaps decodes map by map: a host with 500 maps answers with
+// some two megabytes, of which only a few words each are kept.
+func parseMultipathdMaps(r io.Reader) ([]multipathdMap, error) {
+	br := bufio.NewReaderSize(r, 4096)
+	// Failures are words where JSON was asked for.
+	if first, err := br.Peek(1); err != nil {
+		return nil, jsonTrouble(err)
+	} else if first[0] != '{' {
+		head, err := io.ReadAll(io.LimitReader(br, 512))
+		if err != nil {
+			return nil, err
+		}
+		if err := refusalOfMultipathd(string(head)); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("multipathd answered %.60q instead of JSON", bytes.TrimSpace(head))
+	}
+	dec := json.NewDecoder(br)
+	if _, err := dec.Token(); err != nil {
+		return nil, jsonTrouble(err)
+	}
+	var maps []multipathdMap
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, jsonTrouble(err)
+		}
+		if key != "maps" {
+			var skip json.RawMessage
+			if err := dec.Decode(&skip); err != nil {
+				return nil, jsonTrouble(err)
+			}
+			continue
+		}
+		if open, err := dec.Token(); err != nil {
+			return nil, jsonTrouble(err)
+		} else if open != json.Delim('[') {
+			return nil, fmt.Errorf("multipathd's maps are %v, want a list", open)
+		}
+		for dec.More() {
+			var m multipathdMap
+			if err := dec.Decode(&m); err != nil {
+				return nil, jsonTrouble(err)
+			}
+			maps = append(maps, m)
+		}
+		if _, err := dec.Token(); err != nil {
+			return nil, jsonTrouble(err)
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, jsonTrouble(err)
+	}
+	return maps, nil
+}
+
+// jsonTrouble makes the end of a frame in the middle of JSON look like what it
+// is, not like a closed connection.
+func jsonTrouble(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("multipathd's JSON ends early")
+	}
+	return fmt.Errorf("multipathd's JSON is not understood: %w", err)
+}
+
+// multipathdSilent tells a daemon that does not serve from an answer that is
+// not understood. A stopped or stuck daemon takes connections until its backlog
+// of 10 is full and then refuses them with EAGAIN.
+func multipathdSilent(err error) bool {
+	return errors.Is(err, errMultipathdTimeout) ||
+		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, host.ErrNoReply) ||
+		errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// multipathConfig is a configuration in the brace format of multipath.conf(5):
+// the settings directly in each top-level section, unquoted.
+type multipathConfig map[string]map[string]string
+
+// setting is the value that is in force for devices without one of their own:
+// `overrides` goes before `defaults`.
+func (c multipathConfig) setting(key string) (string, bool) {
+	for _, section := range []string{"overrides", "defaults"} {
+		if v, ok := c[section][key]; ok {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// parseMultipathConfig parses `show config local`. Settings inside subsections
+// (device, protocol, multipath) hold for some devices only and are left out.
+func parseMultipathConfig(data []byte) (multipathConfig, error) {
+	conf := multipathConfig{}
+	var section string
+	depth := 0
+	number := 0
+	for line := range bytes.Lines(data) {
+		number++
+		text := strings.TrimSpace(string(line))
+		switch {
+		case text == "" || text[0] == '#' || text[0] == '!':
+		case text == "}":
+			if depth--; depth < 0 {
+				return nil, fmt.Errorf("line %d closes a section that was never opened", number)
+			}
+		case strings.HasSuffix(text, "{"):
+			if depth == 0 {
+				section = strings.TrimSpace(strings.TrimSuffix(text, "{"))
+				if conf[section] == nil {
+					conf[section] = map[string]string{}
+				}
+			}
+			depth++
+		case depth == 0:
+			return nil, fmt.Errorf("line %d: a setting outside any section", number)
+		case depth == 1:
+			key, value, _ := strings.Cut(text, " ")
+			conf[section][key] = strings.Trim(strings.TrimSpace(value), `"`)
+		}
+	}
+	if depth != 0 {
+		return nil, fmt.Errorf("section %q is not closed", section)
+	}
+	return conf, nil
+}
