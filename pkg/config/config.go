@@ -113,54 +113,40 @@ func boolWord(s string) (value, ok bool) {
 	return false, false
 }
 
-// ReadyReasons is what makes hosthygiene.io/Ready False. In the config it is
-// the word critical, or a list of reasons; the list may hold critical too.
-type ReadyReasons struct {
-	// Critical: every critical finding counts.
-	Critical bool
-	// Reasons that count whatever their severity.
-	Reasons []string
-}
+// ReadyReasons is what makes hosthygiene.io/Ready False: reasons, and the word
+// critical for every critical finding. In the config it is that word alone or a
+// list.
+type ReadyReasons []string
+
+const wordCritical = "critical"
 
 // Match reports whether a finding makes Ready False. Findings that are muted or
 // mere information never do; [finding.Rule.NeverReady] is the caller's to ask.
 func (r ReadyReasons) Match(f finding.Finding) bool {
-	return f.Counts() && (r.Critical && f.Severity == finding.Critical || slices.Contains(r.Reasons, f.Reason))
+	return f.Counts() && (f.Severity == finding.Critical && slices.Contains(r, wordCritical) || slices.Contains(r, f.Reason))
 }
-
-const wordCritical = "critical"
 
 // MarshalJSON implements json.Marshaler.
 func (r ReadyReasons) MarshalJSON() ([]byte, error) {
-	if r.Critical && len(r.Reasons) == 0 {
+	if len(r) == 1 && r[0] == wordCritical {
 		return json.Marshal(wordCritical)
 	}
-	list := []string{}
-	if r.Critical {
-		list = append(list, wordCritical)
-	}
-	return json.Marshal(append(list, r.Reasons...))
+	return json.Marshal(append([]string{}, r...))
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (r *ReadyReasons) UnmarshalJSON(data []byte) error {
 	var list []string
-	if json.Unmarshal(data, &list) != nil {
-		var word string
-		if json.Unmarshal(data, &word) != nil || word != wordCritical {
-			return fmt.Errorf("want critical, or a list of reasons such as [FilesystemReadOnly, AllPathsFailed], not %s", data)
-		}
-		list = []string{word}
+	if json.Unmarshal(data, &list) == nil {
+		*r = list
+		return nil
 	}
-	*r = ReadyReasons{}
-	for _, s := range list {
-		if s == wordCritical {
-			r.Critical = true
-		} else {
-			r.Reasons = append(r.Reasons, s)
-		}
+	var word string
+	if json.Unmarshal(data, &word) == nil && word == wordCritical {
+		*r = ReadyReasons{word}
+		return nil
 	}
-	return nil
+	return fmt.Errorf("want critical, or a list of reasons such as [FilesystemReadOnly, AllPathsFailed], not %s", data)
 }
 
 // Mute silences the findings of one reason, or of one subject of it.
@@ -300,7 +286,7 @@ func StorageProfiles() []string {
 func Default() *AgentConfig {
 	return &AgentConfig{APIVersion: APIVersion, Kind: Kind, Sections: Sections{
 		Interval: probes.Duration(time.Minute),
-		Report:   Report{Conditions: On, Events: On, ReadyReasons: ReadyReasons{Critical: true}},
+		Report:   Report{Conditions: On, Events: On, ReadyReasons: ReadyReasons{wordCritical}},
 		Probes:   probes.Defaults(),
 		Remedies: Remedies{
 			Mode:               ModeOff,

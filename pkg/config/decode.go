@@ -207,6 +207,10 @@ func structFields(t reflect.Type) map[string][]int {
 func (d *decoder) unknownKey(n *node, f field, known map[string][]int) {
 	names := keysOf(known)
 	path := below(n.path(), f.key)
+	if d.full() {
+		d.bad(f.line, path, "there is no such key")
+		return
+	}
 	if c := nearest(f.key, names); c != "" {
 		d.bad(f.line, path, "there is no such key: did you mean %s?", c)
 		return

@@ -16,10 +16,16 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 )
 
-// MaxSize is the most a config may weigh; a ConfigMap holds no more either.
-const MaxSize = 1 << 20
+// MaxSize is the most a config may weigh. A YAML parser makes up to a hundred
+// bytes of memory of each byte, and the agent lives under a limit of 64 MiB; a
+// config with every key is below 8 KiB.
+const MaxSize = 256 << 10
+
+// maxOverrides bounds the work of checking each one on top of the rest.
+const maxOverrides = 200
 
 // Config is a file that was read and found good. The zero value is the config
 // of an agent that was given none. It is safe for concurrent use.
@@ -50,7 +56,8 @@ func Load(file string) (*Config, error) {
 
 // read reads one byte more than is allowed at most, for Parse to object to.
 func read(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	// Non-blocking, or a FIFO nobody writes to would hold the daemon for ever.
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the config: %w", err)
 	}
@@ -85,7 +92,7 @@ func (d *decoder) parse(data []byte) *Config {
 	b := builder{open: map[*yaml.Node]bool{}}
 	root := b.build(doc, nil, "", -1, 0)
 	d.problems = b.problems
-	if root == nil || b.full {
+	if root == nil || b.tooMany {
 		return nil
 	}
 	if root.kind != yaml.MappingNode {
@@ -103,6 +110,10 @@ func (d *decoder) parse(data []byte) *Config {
 	list := root.get("overrides")
 	if list == nil {
 		return c
+	}
+	if len(list.items) > maxOverrides {
+		d.bad(list.line, "overrides", "%d overrides: want %d at most", len(list.items), maxOverrides)
+		return nil
 	}
 	for i, item := range list.items {
 		if item.kind != yaml.MappingNode {
@@ -311,6 +322,11 @@ func (d *decoder) syntax(data []byte, err error) {
 			line = lineOf(data, i)
 		}
 	}
+	// Mistakes of the grammar carry lines counted from 0, those of the scanner
+	// from 1 (go.yaml.in/yaml/v3 yaml.go, parser.fail).
+	if strings.HasPrefix(text, "did not find expected") {
+		line++
+	}
 	// A tab is what people run into most and what the parser words worst, on
 	// its line or on the one after.
 	lines := bytes.Split(data, []byte("\n"))
@@ -321,7 +337,23 @@ func (d *decoder) syntax(data []byte, err error) {
 			return
 		}
 	}
+	if plain, ok := plainly[text]; ok {
+		text = plain
+	}
 	d.bad(line, "", "not YAML: %s", text)
+}
+
+// plainly says what the YAML parser means.
+var plainly = map[string]string{
+	"did not find expected ',' or '}'":               "the { here is never closed, or a comma is missing after it",
+	"did not find expected ',' or ']'":               "the [ here is never closed, or a comma is missing after it",
+	"did not find expected key":                      "the mapping that stands here is broken: look at indentation and quotes on this line and below",
+	"did not find expected '-' indicator":            "the list that stands here is broken: look at indentation on this line and below",
+	"did not find expected node content":             "a value is missing",
+	"mapping values are not allowed in this context": "a colon where no key can stand: look at the indentation, or quote the value",
+	"could not find expected ':'":                    "a key without its colon",
+	"found character that cannot start any token":    "a value can not start like this: quote it",
+	"found unexpected end of stream":                 "a quote is never closed",
 }
 
 // YAML is the config in the form of the file, with the defaults filled in.
@@ -346,10 +378,18 @@ func (c AgentConfig) YAML() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// oldWord is what YAML 1.1, which many tools still read, takes for a boolean or
+// a number to the base of 60.
+var oldWord = regexp.MustCompile(`^(?i:y|n|yes|no|on|off|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+)$`)
+
 func plain(n *yaml.Node) {
 	n.Style = 0
-	if n.Kind == yaml.ScalarNode && strings.Contains(n.Value, "\n") {
+	switch {
+	case n.Kind != yaml.ScalarNode:
+	case strings.Contains(n.Value, "\n"):
 		n.Style = yaml.LiteralStyle
+	case n.ShortTag() == "!!str" && oldWord.MatchString(n.Value):
+		n.Style = yaml.DoubleQuotedStyle
 	}
 	for _, c := range n.Content {
 		plain(c)

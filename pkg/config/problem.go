@@ -61,12 +61,15 @@ func (ps *problems) bad(line int, path, format string, args ...any) {
 	p := Problem{Line: line, Field: shorten(path), Text: shorten(oneLine(fmt.Sprintf(format, args...)))}
 	switch {
 	case slices.Contains(ps.list, p): // one anchor used twice is one mistake
-	case len(ps.list) >= maxProblems:
+	case ps.full():
 		ps.hidden++
 	default:
 		ps.list = append(ps.list, p)
 	}
 }
+
+// full reports that what comes now is counted and not shown: not worth a hint.
+func (ps *problems) full() bool { return len(ps.list) >= maxProblems }
 
 // told reports whether something was said already about the value at path, or
 // about one above or below it: what follows from that is not worth a line.
@@ -129,23 +132,26 @@ func nearest(word string, candidates []string) string {
 	return best
 }
 
-// distance is the Levenshtein distance, with words cut at 64 bytes.
+// distance counts the letters to insert, drop, replace or swap with their
+// neighbour (optimal string alignment), with words cut at 64 bytes.
 func distance(a, b string) int {
 	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
-	row := make([]int, len(b)+1)
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		before, last, row = last, row, before
 		row[0] = i + 1
 		for j := range len(b) {
-			cost := diagonal
+			replace := last[j]
 			if a[i] != b[j] {
-				cost++
+				replace++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+			row[j+1] = min(replace, row[j]+1, last[j+1]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
 		}
 	}
 	return row[len(b)]

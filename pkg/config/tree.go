@@ -128,21 +128,21 @@ func below(path, key string) string {
 // builder turns YAML nodes into ours.
 type builder struct {
 	problems
-	nodes int
-	open  map[*yaml.Node]bool // anchors being resolved, to find cycles
-	full  bool
+	nodes   int
+	open    map[*yaml.Node]bool // anchors being resolved, to find cycles
+	tooMany bool                // more than maxNodes: the rest is not looked at
 }
 
 // build makes y the value of key, or the entry at index, of parent; an index of
 // -1 with an empty key is the parent's own place. It returns nil for what can
 // not be used; why is among the problems.
 func (b *builder) build(y *yaml.Node, parent *node, key string, index, depth int) *node {
-	if b.full {
+	if b.tooMany {
 		return nil
 	}
 	n := &node{parent: parent, key: key, index: index, line: y.Line, kind: y.Kind}
 	if b.nodes++; b.nodes > maxNodes {
-		b.full = true
+		b.tooMany = true
 		b.bad(y.Line, "", "more than %d values in one config, counting what aliases repeat", maxNodes)
 		return nil
 	}

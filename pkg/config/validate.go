@@ -97,6 +97,9 @@ func (cs *checks) reason(path, word string, rules map[string]finding.Rule) (find
 	rule, ok := rules[word]
 	if !ok {
 		hint := "docs/reasons.md lists them"
+		if len(*cs) >= maxProblems { // no more are shown
+			rules = nil
+		}
 		if c := nearest(word, slices.Sorted(maps.Keys(rules))); c != "" {
 			hint = "did you mean " + c + "?"
 		}
@@ -106,17 +109,17 @@ func (cs *checks) reason(path, word string, rules map[string]finding.Rule) (find
 }
 
 func (cs *checks) report(r Report, rules map[string]finding.Rule) {
-	shift := 0
-	if r.ReadyReasons.Critical {
-		shift = 1 // the list in the file may hold the word critical as well
-	}
-	for i, word := range r.ReadyReasons.Reasons {
-		at := fmt.Sprintf("report.readyReasons[%d]", i+shift)
-		rule, ok := cs.reason(at, word, rules)
+	for i, word := range r.ReadyReasons {
+		at := fmt.Sprintf("report.readyReasons[%d]", i)
+		rule, ok := finding.Rule{}, true
+		if word != wordCritical {
+			rule, ok = cs.reason(at, word, rules)
+		}
 		switch {
-		case ok && rule.NeverReady:
+		case !ok:
+		case rule.NeverReady:
 			cs.bad(at, "%s never counts against Ready", word)
-		case slices.Contains(r.ReadyReasons.Reasons[:i], word):
+		case slices.Contains(r.ReadyReasons[:i], word):
 			cs.bad(at, "%s is listed twice", word)
 		}
 	}
@@ -142,7 +145,7 @@ func (cs *checks) mutes(mutes []Mute, rules map[string]finding.Rule) {
 		at := fmt.Sprintf("mute[%d]", i)
 		cs.reason(at+".reason", m.Reason, rules)
 		if k := (key{m.Reason, m.Subject}); seen[k] {
-			cs.bad(at, "%s %s is muted twice", m.Reason, m.Subject)
+			cs.bad(at, "%s is muted twice", strings.TrimSpace(m.Reason+" "+m.Subject))
 		} else {
 			seen[k] = true
 		}
@@ -314,10 +317,17 @@ func (d *decoder) selector(labels map[string]string, item *node) {
 	}
 	for _, f := range n.fields {
 		for _, msg := range validation.IsQualifiedName(f.key) {
-			d.bad(f.line, f.value.path(), "is no label name: %s", msg)
+			d.bad(f.line, f.value.path(), "is no label name: %s", firstClause(msg))
 		}
 		for _, msg := range validation.IsValidLabelValue(labels[f.key]) {
-			d.bad(f.line, f.value.path(), "%q is no label value: %s", labels[f.key], msg)
+			d.bad(f.line, f.value.path(), "%q is no label value: %s", labels[f.key], firstClause(msg))
 		}
 	}
+}
+
+// firstClause drops the examples and the regular expression that apimachinery
+// adds in brackets.
+func firstClause(msg string) string {
+	msg, _, _ = strings.Cut(msg, " (e.g. ")
+	return msg
 }

@@ -32,8 +32,9 @@ type watcher struct {
 	file string
 	// poll is how often the file is read without any event.
 	poll time.Duration
-	// settle is how long events are collected: a swap is several, and a plain
-	// write may be seen half done.
+	// settle is how long after the first event the file is read: a swap is
+	// several, and a plain write may be seen half done. Later events do not
+	// push it back, or a busy directory would do so for ever.
 	settle time.Duration
 	listen func() (*fsnotify.Watcher, error)
 }
@@ -69,9 +70,12 @@ func (w watcher) run(ctx context.Context, onChange func(*Config, error)) {
 
 	ticker := time.NewTicker(w.poll)
 	defer ticker.Stop()
-	settled := time.NewTimer(w.settle)
-	settled.Stop()
-	defer settled.Stop()
+	var settled <-chan time.Time
+	soon := func() {
+		if settled == nil {
+			settled = time.After(w.settle)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -81,15 +85,16 @@ func (w watcher) run(ctx context.Context, onChange func(*Config, error)) {
 				events = nil
 				continue
 			}
-			settled.Reset(w.settle)
+			soon()
 		case _, ok := <-failures:
 			// An overflown queue has lost events: look for ourselves.
 			if !ok {
 				failures = nil
 				continue
 			}
-			settled.Reset(w.settle)
-		case <-settled.C:
+			soon()
+		case <-settled:
+			settled = nil
 			check()
 		case <-ticker.C:
 			watch()
