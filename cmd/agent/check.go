@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/hosthygiene/agent/pkg/config"
+	"github.com/hosthygiene/agent/pkg/engine"
+	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/report"
+)
+
+func newCheck(c *common) *cobra.Command {
+	var output string
+	var watch bool
+	var every time.Duration
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Make one pass over this host and show what is wrong",
+		Long: `check makes one pass over this host, without any cluster.
+
+Exit codes: 0 nothing is wrong; 1 a warning or critical finding; 2 the command
+line or the config is wrong; 3 no finding, but a probe could not run.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !slices.Contains([]string{"table", "wide", "json", "yaml", "junit"}, output) {
+				return exitError{exitUsage, fmt.Errorf("-o %s: want table, wide, json, yaml or junit", output)}
+			}
+			cfg, err := c.load()
+			if err != nil {
+				return err
+			}
+			view, closeView, err := c.open(nil)
+			if err != nil {
+				return err
+			}
+			defer closeView()
+			for {
+				r := c.pass(cmd.Context(), view, cfg)
+				if watch {
+					clearScreen(cmd.OutOrStdout())
+				}
+				if err := c.show(cmd.OutOrStdout(), r, output); err != nil {
+					return exitError{exitFinding, err}
+				}
+				if !watch {
+					return exitError{r.ExitCode(), nil}
+				}
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-time.After(every):
+				}
+			}
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, wide, json, yaml or junit")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "check again and again until interrupted")
+	cmd.Flags().DurationVar(&every, "every", 10*time.Second, "how often, with --watch")
+	return cmd
+}
+
+// load reads the config; what is wrong with it is a usage error.
+func (c *common) load() (*config.Sections, error) {
+	if c.config == "" {
+		return &config.Default().Sections, nil
+	}
+	file, err := config.Load(c.config)
+	if err != nil {
+		return nil, exitError{exitUsage, err}
+	}
+	// Without a cluster there are no labels to select overrides by.
+	cfg, err := file.ForNode(nil)
+	if err != nil {
+		return nil, exitError{exitUsage, err}
+	}
+	return &cfg.Sections, nil
+}
+
+// open opens this host, or the tree of --root.
+func (c *common) open(kubelet func(ctx context.Context, path string) ([]byte, error)) (host.View, func(), error) {
+	if c.root != "" {
+		tree, err := host.OpenTree(c.root)
+		if err != nil {
+			return nil, nil, exitError{exitUsage, fmt.Errorf("--root: %w", err)}
+		}
+		return tree, func() { tree.Close() }, nil
+	}
+	h, err := host.Open(host.Options{Kubelet: kubelet})
+	if err != nil {
+		return nil, nil, exitError{exitUnknown, err}
+	}
+	return h, func() { h.Close() }, nil
+}
+
+func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections) report.HostReport {
+	o, err := view.OS(ctx)
+	if err != nil {
+		o = host.OS{ID: "unknown"}
+	}
+	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), engine.Once(ctx, view, cfg))
+}
+
+func (c *common) nodeName(ctx context.Context, view host.View) string {
+	if name := os.Getenv("NODE_NAME"); name != "" {
+		return name
+	}
+	if data, err := view.ReadFile(ctx, "/proc/sys/kernel/hostname"); err == nil {
+		return strings.TrimSpace(string(data))
+	}
+	if data, err := view.ReadFile(ctx, "/etc/hostname"); err == nil {
+		return strings.TrimSpace(string(data))
+	}
+	return "localhost"
+}
+
+func (c *common) show(w io.Writer, r report.HostReport, output string) error {
+	switch output {
+	case "json":
+		return r.WriteJSON(w)
+	case "yaml":
+		return r.WriteYAML(w)
+	case "junit":
+		return r.WriteJUnit(w)
+	}
+	style := report.Style{Colour: colour(w), Wide: output == "wide"}
+	if err := r.WriteTable(w, style); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 && c.root == "" {
+		_, err := fmt.Fprintln(w, "\nNot run as root: some things could not be seen. sudo would help.")
+		return err
+	}
+	return nil
+}
+
+// colour: a terminal that has not been told otherwise (https://no-color.org).
+func colour(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
+}
+
+func clearScreen(w io.Writer) {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprint(w, "\x1b[H\x1b[2J")
+	}
+}
+
+// explanation is what explain shows, and what the running agent answers.
+type explanation struct {
+	Report   report.HostReport `json:"report"`
+	Settings json.RawMessage   `json:"settings"`
+	From     string            `json:"from"`
+}
+
+func newExplain(c *common) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "explain PROBE",
+		Short: "Show one probe with all its evidence and the settings in force",
+		Long: `explain shows one probe with all its evidence and the settings in force. Where
+an agent runs on this host it is asked, so that what it remembers is shown too;
+otherwise one pass is made.`,
+		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return probeNames(), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			if !slices.Contains(probeNames(), name) {
+				return exitError{exitUsage, fmt.Errorf("no probe %q: want one of %s", name, strings.Join(probeNames(), ", "))}
+			}
+			if output != "text" && output != "json" {
+				return exitError{exitUsage, fmt.Errorf("-o %s: want text or json", output)}
+			}
+			var e explanation
+			var err error
+			if c.root == "" && c.config == "" {
+				e, err = askAgent(cmd.Context(), name)
+			}
+			if c.root != "" || c.config != "" || err != nil {
+				if e, err = c.explainHere(cmd.Context(), name); err != nil {
+					return err
+				}
+			}
+			w := cmd.OutOrStdout()
+			if output == "json" {
+				enc := json.NewEncoder(w)
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(e); err != nil {
+					return exitError{exitFinding, err}
+				}
+				return exitError{e.Report.ExitCode(), nil}
+			}
+			if err := c.show(w, e.Report, "wide"); err != nil {
+				return exitError{exitFinding, err}
+			}
+			settings, err := indentYAML(e.Settings)
+			if err != nil {
+				return exitError{exitFinding, err}
+			}
+			fmt.Fprintf(w, "\nsettings in force (%s)\n%s", e.From, settings)
+			return exitError{e.Report.ExitCode(), nil}
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func probeNames() []string {
+	var names []string
+	for _, p := range config.Default().Probes.List() {
+		names = append(names, p.Name())
+	}
+	return names
+}
+
+func (c *common) explainHere(ctx context.Context, name string) (explanation, error) {
+	cfg, err := c.load()
+	if err != nil {
+		return explanation{}, err
+	}
+	view, closeView, err := c.open(nil)
+	if err != nil {
+		return explanation{}, err
+	}
+	defer closeView()
+	r := c.pass(ctx, view, cfg)
+	r.Probes = slices.DeleteFunc(r.Probes, func(p report.ProbeReport) bool { return p.Name != name })
+	settings, err := settingsOf(cfg, name)
+	from := "the defaults"
+	if c.config != "" {
+		from = c.config
+	}
+	return explanation{r, settings, from}, err
+}
+
+func settingsOf(cfg *config.Sections, name string) (json.RawMessage, error) {
+	for _, p := range cfg.Probes.List() {
+		if p.Name() == name {
+			return json.Marshal(p)
+		}
+	}
+	return nil, fmt.Errorf("no probe %q", name)
+}
+
+// agentSocket is where a running agent answers explain, on the host's own path.
+const agentSocket = "/var/lib/host-hygiene/agent.sock"
+
+func askAgent(ctx context.Context, probe string) (explanation, error) {
+	var e explanation
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", agentSocket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/explain/"+probe, nil)
+	if err != nil {
+		return e, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return e, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return e, fmt.Errorf("the agent answers %s", resp.Status)
+	}
+	return e, json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&e)
+}
+
+func newValidate() *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Say what is wrong with config files, each mistake with its line",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			var errs []error
+			for _, file := range files {
+				if _, err := config.Load(file); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: valid\n", file)
+			}
+			if len(errs) > 0 {
+				for _, err := range errs {
+					fmt.Fprintln(cmd.ErrOrStderr(), err)
+				}
+				return exitError{exitUsage, nil}
+			}
+			return nil
+		},
+	}
+}
+
+var errNoNode = errors.New("no node name: set NODE_NAME or give --node-name")

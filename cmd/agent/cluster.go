@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/report"
+)
+
+const (
+	serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
+	tokenFile         = serviceAccountDir + "token"
+	clusterCAFile     = serviceAccountDir + "ca.crt"
+)
+
+// restConfigs returns the ways to the API server: with a kubeconfig that alone,
+// in a pod the Service and then the address the kubelet uses, which works
+// before kube-proxy does. Both are used with the pod's own token.
+func restConfigs(ctx context.Context, kubeconfig string, view host.View) ([]*rest.Config, error) {
+	if kubeconfig != "" {
+		c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+		if err != nil {
+			return nil, err
+		}
+		c.UserAgent = userAgent()
+		return []*rest.Config{c}, nil
+	}
+	c, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("not in a pod with a service account, and no --kubeconfig: %w", err)
+	}
+	c.UserAgent = userAgent()
+	configs := []*rest.Config{c}
+	if server := kubeletServer(ctx, view); server != "" && server != c.Host {
+		direct := rest.CopyConfig(c)
+		direct.Host = server
+		configs = append(configs, direct)
+	}
+	return configs, nil
+}
+
+func userAgent() string { return "host-hygiene-agent/" + version }
+
+// kubeletServer finds the API server's address in the kubelet's kubeconfig.
+func kubeletServer(ctx context.Context, view host.View) string {
+	for _, name := range []string{
+		"/etc/kubernetes/kubelet.conf", "/var/lib/kubelet/kubeconfig", "/etc/kubernetes/kubeconfig",
+		"/var/lib/rancher/k3s/agent/kubelet.kubeconfig", "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+	} {
+		if server, err := host.KubeconfigServer(ctx, view, name); err == nil && server != "" {
+			return server
+		}
+	}
+	return ""
+}
+
+// kubeletClient asks the kubelet of this node with the pod's token, directly:
+// through the API server it would take nodes/proxy, which also allows exec into
+// every pod. It returns nil outside a pod.
+func kubeletClient() func(ctx context.Context, path string) ([]byte, error) {
+	if _, err := os.Stat(tokenFile); err != nil {
+		return nil
+	}
+	addr := os.Getenv("HOST_IP")
+	if addr == "" {
+		addr = "127.0.0.1"
+	}
+	client := &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{
+				// The kubelet's serving certificate is mostly self-signed; it is
+				// compared with what lies on the host below.
+				InsecureSkipVerify:    true,
+				VerifyPeerCertificate: verifyKubelet,
+				MinVersion:            tls.VersionTLS12,
+			},
+			MaxIdleConns: 1, IdleConnTimeout: 90 * time.Second,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return func(ctx context.Context, path string) ([]byte, error) {
+		token, err := os.ReadFile(tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", host.ErrNotConfigured, err)
+		}
+		u := url.URL{Scheme: "https", Host: net.JoinHostPort(addr, "10250"), Path: path}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		defer resp.Body.Close()
+		const limit = 32 << 20
+		body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+		switch {
+		case err != nil:
+			return nil, err
+		case len(body) > limit:
+			return nil, fmt.Errorf("the kubelet's answer to %s: %w", path, host.ErrTooLarge)
+		case resp.StatusCode != http.StatusOK:
+			return nil, fmt.Errorf("the kubelet answers %s to %s: %s", resp.Status, path, bytes.TrimSpace(body[:min(len(body), 200)]))
+		}
+		return body, nil
+	}
+}
+
+// kubeletCertFiles are where a kubelet's serving certificate lies when its
+// config names no other.
+var kubeletCertFiles = []string{"/var/lib/kubelet/pki/kubelet.crt", "/var/lib/kubelet/pki/kubelet-server-current.pem"}
+
+// verifyKubelet accepts a certificate that the cluster's CA has signed, or that
+// lies on this host where the kubelet keeps its own: nobody but root can listen
+// on port 10250 of the loopback address with it.
+func verifyKubelet(raw [][]byte, _ [][]*x509.Certificate) error {
+	if len(raw) == 0 {
+		return errors.New("the kubelet sent no certificate")
+	}
+	leaf, err := x509.ParseCertificate(raw[0])
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	if ca, err := os.ReadFile(clusterCAFile); err == nil {
+		pool.AppendCertsFromPEM(ca)
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
+		return nil
+	}
+	for _, name := range kubeletCertFiles {
+		data, err := os.ReadFile("/proc/1/root" + name)
+		if err != nil {
+			continue
+		}
+		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+			if block.Type == "CERTIFICATE" && bytes.Equal(block.Bytes, raw[0]) {
+				return nil
+			}
+		}
+	}
+	return errors.New("the kubelet's certificate is neither signed by the cluster's CA nor the one on this host")
+}
+
+func newCleanup() *cobra.Command {
+	var kubeconfig string
+	var all, wait bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Delete the agent's Node conditions, for an uninstall",
+		Long: `cleanup helps to leave nothing behind. With --wait it waits until no Node has a
+condition of the agent's any more, after report.conditions was set to off. With
+--all it deletes them itself from every Node, with an administrator's kubeconfig:
+for dead nodes and after a hasty kubectl delete.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all == wait {
+				return exitError{exitUsage, errors.New("give one of --all and --wait")}
+			}
+			if kubeconfig == "" {
+				kubeconfig = clientcmd.NewDefaultClientConfigLoadingRules().GetDefaultFilename()
+			}
+			c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+			if err != nil {
+				return exitError{exitUsage, err}
+			}
+			c.UserAgent = userAgent()
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			var left []string
+			if all {
+				left, err = report.CleanupAll(ctx, c, cmd.OutOrStdout())
+			} else {
+				left, err = report.WaitClean(ctx, c)
+			}
+			if err != nil {
+				return exitError{exitFinding, err}
+			}
+			if len(left) > 0 {
+				return exitError{exitFinding, fmt.Errorf("conditions are left on %s", strings.Join(left, ", "))}
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "no Node has a condition of the agent's")
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "an administrator's kubeconfig `file`; as kubectl finds it without")
+	cmd.Flags().BoolVar(&all, "all", false, "delete the conditions from every Node")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until no Node has any")
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to try")
+	return cmd
+}

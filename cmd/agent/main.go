@@ -1,0 +1,105 @@
+// Command agent keeps a Linux node of a Kubernetes cluster fit to run storage
+// and workloads: it verifies the host and says what is wrong where operators
+// already look. This package holds the commands and the wiring, nothing else.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	_ "time/tzdata" // the image has no zoneinfo, and maintenance windows name zones
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// init pins the main goroutine to the main thread. A thread that has entered
+// the host's namespaces must end with its goroutine, and the main thread can
+// not end: it must never be the one that enters.
+func init() { runtime.LockOSThread() }
+
+// Exit codes of the commands.
+const (
+	exitOK      = 0
+	exitFinding = 1 // a warning or critical finding, or the command failed
+	exitUsage   = 2 // the command line or the config is wrong
+	exitUnknown = 3 // no finding, but a probe could not run
+)
+
+// exitError carries an exit code; its message, if any, was not shown yet.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := newRoot().ExecuteContext(ctx)
+	stop()
+	os.Exit(exitCode(err))
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	var e exitError
+	code := exitUsage
+	if errors.As(err, &e) {
+		code = e.code
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintln(os.Stderr, "agent:", msg)
+	}
+	return code
+}
+
+// common are the flags every command has.
+type common struct {
+	config string
+	root   string
+}
+
+func newRoot() *cobra.Command {
+	var c common
+	root := &cobra.Command{
+		Use:   "agent",
+		Short: "Checks that this Linux host is fit to run storage and workloads",
+		Long: `agent checks a Linux host: time synchronisation, disks and mounts, multipath,
+iSCSI, PID reservation, OOM scores and packages. On a cluster it runs as a
+DaemonSet and reports Node conditions, Events and metrics; "agent check" looks
+at the host it is run on, with no cluster at all.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.PersistentFlags().StringVar(&c.config, "config", "", "AgentConfig `file`; defaults without it")
+	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")
+	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newValidate(), newCleanup(), newVersion())
+	return root
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the agent's version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "agent %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}

@@ -1,0 +1,395 @@
+// Package engine runs the probes: each on its own jittered interval, with a
+// deadline, never overlapping itself, a panic or a timeout turned into Unknown.
+// After every run it hands each reporter the whole latest result, so that
+// reporters need no memory of what changed and clearing needs no code.
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/config"
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// Snapshot is everything there is to report at one moment.
+type Snapshot struct {
+	// Config is what is in force; Reports are in its probes' order and hold an
+	// entry for each probe that is on and has run at least once.
+	Config  *config.Sections
+	Reports []finding.Report
+	// Probes are those that are on, in order.
+	Probes []probes.Probe
+	// Complete is true once every probe that is on has run since the start.
+	Complete bool
+	// ConfigError is why the config on disk is not the one in force; nil when
+	// it is.
+	ConfigError error
+	// Quiet names why problems are not told at present ("systemd is starting
+	// up"); empty otherwise. Reports are not to be published then.
+	Quiet string
+	// Runs counts the runs of each probe by how they ended.
+	Runs map[RunKey]int
+	// LastSuccess is when each probe last ran without an error.
+	LastSuccess map[string]time.Time
+}
+
+// RunKey is a probe and how a run of it ended: "ok", "error", "timeout", "panic".
+type RunKey struct{ Probe, Result string }
+
+// Reporter turns a snapshot into one medium. Report must not block: it is
+// called from the engine's only loop. The snapshot is shared and read-only.
+type Reporter interface{ Report(Snapshot) }
+
+// Engine runs the probes of one host.
+type Engine struct {
+	view      host.View
+	log       *slog.Logger
+	reporters []Reporter
+	// prior tells whether a condition already said Problem before this start.
+	prior func(condition string) bool
+	// list is what runs; tests replace it.
+	list func(*config.Sections) []probes.Probe
+
+	configs  chan configChange
+	finished chan done
+	freed    chan string
+	wakes    chan string
+	quiets   chan string
+	tick     atomic.Int64 // unix nanoseconds of the loop's last turn
+}
+
+type configChange struct {
+	cfg *config.Sections
+	err error
+}
+
+type done struct {
+	probe probes.Probe
+	gen   int
+	outcome
+}
+
+// New returns an engine that has not started. prior may be nil.
+func New(view host.View, log *slog.Logger, prior func(condition string) bool, reporters ...Reporter) *Engine {
+	if prior == nil {
+		prior = func(string) bool { return false }
+	}
+	return &Engine{
+		view: view, log: log, reporters: reporters, prior: prior, list: listOn,
+		configs: make(chan configChange), finished: make(chan done),
+		freed: make(chan string), wakes: make(chan string), quiets: make(chan string),
+	}
+}
+
+func listOn(cfg *config.Sections) []probes.Probe {
+	return slices.DeleteFunc(cfg.Probes.List(), func(p probes.Probe) bool { return !p.General().On() })
+}
+
+// Configure puts a config into force. With a nil cfg the one in force stays and
+// err says why the new one was refused.
+func (e *Engine) Configure(ctx context.Context, cfg *config.Sections, err error) {
+	select {
+	case e.configs <- configChange{cfg, err}:
+	case <-ctx.Done():
+	}
+}
+
+// Wake asks for a run of a probe now instead of at its interval. It is only a
+// hint: at most one run a second comes of it, and the probe reads the level.
+func (e *Engine) Wake(ctx context.Context, probe string) {
+	select {
+	case e.wakes <- probe:
+	case <-ctx.Done():
+	}
+}
+
+// LastTick is when the scheduler last came round; liveness is judged by it and
+// not by the probes, because restarting the agent frees no stuck thread.
+func (e *Engine) LastTick() time.Time { return time.Unix(0, e.tick.Load()) }
+
+// slot is the state of one probe in the loop.
+type slot struct {
+	probe   probes.Probe
+	memory  *probes.Memory
+	holds   *holds
+	next    time.Time
+	last    time.Time // when the latest run began
+	gen     int       // of the run that is awaited
+	running bool      // its goroutine has not come back
+	stuck   bool      // and its deadline has passed
+	report  *finding.Report
+	raw     outcome
+}
+
+const (
+	// tickEvery bounds how long the loop sleeps.
+	tickEvery = 10 * time.Second
+	// minGap is the least time between two runs of one probe.
+	minGap = time.Second
+	// bootGrace ends the quiet of a start-up that never finishes because one
+	// unit hangs.
+	bootGrace = 10 * time.Minute
+)
+
+type loop struct {
+	*Engine
+	ctx         context.Context
+	cfg         *config.Sections
+	configErr   error
+	slots       map[string]*slot
+	runs        map[RunKey]int
+	lastSuccess map[string]time.Time
+	quiet       string
+	askedAt     time.Time
+	asking      bool
+}
+
+// Run runs until ctx ends. The first thing it needs is a config from Configure.
+func (e *Engine) Run(ctx context.Context) {
+	l := &loop{
+		Engine: e, ctx: ctx, slots: map[string]*slot{},
+		runs: map[RunKey]int{}, lastSuccess: map[string]time.Time{},
+		quiet: "systemd has not been asked yet",
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		e.tick.Store(time.Now().UnixNano())
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-e.configs:
+			l.configure(c)
+		case d := <-e.finished:
+			l.finish(d)
+		case name := <-e.freed:
+			if s := l.slots[name]; s != nil {
+				s.running, s.stuck = false, false
+			}
+		case name := <-e.wakes:
+			if s := l.slots[name]; s != nil {
+				if at := later(time.Now(), s.last.Add(minGap)); at.Before(s.next) {
+					s.next = at
+				}
+			}
+		case quiet := <-e.quiets:
+			l.asking = false
+			if quiet != l.quiet {
+				l.log.Info("quiet", "because", quiet)
+				l.quiet = quiet
+				l.publish()
+			}
+		case <-timer.C:
+		}
+		l.askState()
+		timer.Reset(l.startDue())
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (l *loop) configure(c configChange) {
+	l.configErr = c.err
+	if c.cfg != nil {
+		l.cfg = c.cfg
+		on := map[string]bool{}
+		for _, p := range l.list(c.cfg) {
+			on[p.Name()] = true
+			s := l.slots[p.Name()]
+			if s == nil {
+				s = &slot{memory: probes.NewMemory(), holds: newHolds(p)}
+				l.slots[p.Name()] = s
+			}
+			s.probe = p
+			// New settings may change any answer: look again now, all at once
+			// being fine for one node.
+			s.next = time.Now()
+		}
+		for name, s := range l.slots {
+			if !on[name] {
+				delete(l.slots, name)
+				s.gen++
+			}
+		}
+	}
+	l.publish()
+}
+
+// startDue starts what is due and returns how long to sleep.
+func (l *loop) startDue() time.Duration {
+	wait := tickEvery
+	now := time.Now()
+	for _, s := range l.slots {
+		if s.running {
+			continue
+		}
+		if due := s.next.Sub(now); due > 0 {
+			// A monotonic difference: a stepped clock moves no interval.
+			wait = min(wait, due)
+			continue
+		}
+		l.start(s, now)
+	}
+	return wait
+}
+
+func (l *loop) start(s *slot, now time.Time) {
+	// 10 % of jitter keeps the probes of one node, and the nodes of a fleet
+	// whose agents started together, apart.
+	every := l.cfg.IntervalFor(s.probe)
+	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
+	s.last = now
+	s.running = true
+	s.gen++
+	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
+	p, gen, ctx := s.probe, s.gen, l.ctx
+	go func() {
+		send := func(d done) {
+			select {
+			case l.finished <- d:
+			case <-ctx.Done():
+			}
+		}
+		back := make(chan struct{})
+		o := run(ctx, p, in, Deadline, func() { close(back) })
+		send(done{p, gen, o})
+		select {
+		case <-back:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case l.freed <- p.Name():
+		case <-ctx.Done():
+		}
+	}()
+}
+
+func (l *loop) finish(d done) {
+	s := l.slots[d.probe.Name()]
+	if s == nil || s.gen != d.gen {
+		return // switched off meanwhile
+	}
+	result := "ok"
+	switch {
+	case d.panicked:
+		result = "panic"
+	case d.timedOut:
+		result = "timeout"
+	case d.err != nil:
+		result = "error"
+	}
+	l.runs[RunKey{d.probe.Name(), result}]++
+	if d.err == nil {
+		l.lastSuccess[d.probe.Name()] = time.Now()
+	}
+	s.stuck = errors.Is(d.err, errStuck)
+	s.raw = d.outcome
+	l.judge(s)
+	l.publish()
+}
+
+// judge applies severities, mutes and holds to the latest outcome of a probe.
+func (l *loop) judge(s *slot) {
+	now := time.Now()
+	r := report(s.probe, l.cfg, s.raw, now)
+	prior := s.report == nil && l.prior(s.probe.Condition())
+	told, again := s.holds.filter(l.cfg, r.Findings, now, prior)
+	r.Findings = told
+	r.Status = finding.StatusOf(finding.Result{Findings: told, NotApplicable: s.raw.result.NotApplicable}, s.raw.err)
+	if before := s.report; before == nil || before.Status != r.Status {
+		l.log.Info("probe", "probe", r.Probe, "status", string(r.Status), "findings", len(r.Findings), "error", errText(r.Err))
+	}
+	s.report = &r
+	if again > 0 {
+		if at := now.Add(max(again, minGap)); at.Before(s.next) {
+			s.next = at
+		}
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// publish hands every reporter the whole state.
+func (l *loop) publish() {
+	if l.cfg == nil {
+		return
+	}
+	snap := Snapshot{
+		Config: l.cfg, ConfigError: l.configErr, Complete: true, Quiet: l.quiet,
+		Runs: map[RunKey]int{}, LastSuccess: map[string]time.Time{},
+	}
+	for _, p := range l.list(l.cfg) {
+		snap.Probes = append(snap.Probes, p)
+		s := l.slots[p.Name()]
+		if s.report == nil {
+			snap.Complete = false
+			continue
+		}
+		r := *s.report
+		r.Findings = slices.Clone(r.Findings)
+		snap.Reports = append(snap.Reports, r)
+	}
+	for k, n := range l.runs {
+		snap.Runs[k] = n
+	}
+	for k, t := range l.lastSuccess {
+		snap.LastSuccess[k] = t
+	}
+	for _, r := range l.reporters {
+		r.Report(snap)
+	}
+}
+
+// askState asks systemd whether it is starting up or shutting down: what follows
+// from that is not a finding. It never waits: a stopped bus must not hold up the
+// loop, and the answer comes back as an event of its own.
+func (l *loop) askState() {
+	if l.asking || time.Since(l.askedAt) < minGap {
+		return
+	}
+	l.asking, l.askedAt = true, time.Now()
+	go func() {
+		quiet := quietReason(l.ctx, l.view)
+		select {
+		case l.quiets <- quiet:
+		case <-l.ctx.Done():
+		}
+	}()
+}
+
+func quietReason(ctx context.Context, view host.View) string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	state, err := view.SystemState(ctx)
+	if err != nil {
+		return "" // no systemd, or no way to ask: tell what is found
+	}
+	switch state {
+	case "stopping":
+		return "systemd is shutting down"
+	case "starting", "initializing":
+		if o, err := view.OS(ctx); err == nil && time.Since(o.BootTime) < bootGrace {
+			return "systemd is starting up"
+		}
+	}
+	return ""
+}

@@ -1,0 +1,427 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/config"
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/host/hosttest"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// fake is a probe whose answer the test decides.
+type fake struct {
+	probes.Common
+	name  string
+	rule  finding.Rule
+	check func(ctx context.Context, in probes.Input) (finding.Result, error)
+}
+
+func (f fake) Name() string          { return f.name }
+func (f fake) Condition() string     { return probes.ConditionPrefix + f.name }
+func (f fake) Rules() []finding.Rule { return []finding.Rule{f.rule} }
+func (f fake) Validate() error       { return nil }
+func (f fake) Check(ctx context.Context, in probes.Input) (finding.Result, error) {
+	return f.check(ctx, in)
+}
+
+// recorder keeps every snapshot.
+type recorder struct {
+	mu    sync.Mutex
+	snaps []Snapshot
+}
+
+func (r *recorder) Report(s Snapshot) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.snaps = append(r.snaps, s)
+}
+
+func (r *recorder) last(probe string) (finding.Report, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.snaps) == 0 {
+		return finding.Report{}, false
+	}
+	for _, rep := range r.snaps[len(r.snaps)-1].Reports {
+		if rep.Probe == probe {
+			return rep, true
+		}
+	}
+	return finding.Report{}, false
+}
+
+// changes lists the statuses a probe was reported with, repeats left out.
+func (r *recorder) changes(probe string) (out []finding.Status) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.snaps {
+		for _, rep := range s.Reports {
+			if rep.Probe == probe {
+				out = append(out, rep.Status)
+			}
+		}
+	}
+	return slices.Compact(out)
+}
+
+type rig struct {
+	*recorder
+	eng *Engine
+	cfg *config.Sections
+}
+
+// start runs an engine with fakes inside a synctest bubble.
+func start(t *testing.T, view host.View, prior func(string) bool, list ...probes.Probe) rig {
+	rec := new(recorder)
+	eng := New(view, slog.New(slog.DiscardHandler), prior, rec)
+	eng.list = func(*config.Sections) []probes.Probe { return list }
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { eng.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	cfg := &config.Default().Sections
+	eng.Configure(ctx, cfg, nil)
+	synctest.Wait()
+	return rig{rec, eng, cfg}
+}
+
+// bare is a host of which only systemd's state is asked.
+type bare struct {
+	host.View
+	state atomic.Value
+	boot  time.Time
+}
+
+func (b *bare) SystemState(context.Context) (string, error) {
+	if s, _ := b.state.Load().(string); s != "" {
+		return s, nil
+	}
+	return "", host.ErrNoSystemd
+}
+
+func (b *bare) OS(context.Context) (host.OS, error) { return host.OS{BootTime: b.boot}, nil }
+
+func noSystemd(*testing.T) host.View { return new(bare) }
+
+func healthy(context.Context, probes.Input) (finding.Result, error) {
+	return finding.Result{Summary: "fine"}, nil
+}
+
+func problem(reason string) finding.Result {
+	return finding.Result{Findings: []finding.Finding{{Reason: reason, Severity: finding.Warning, Subject: "x", Message: "m"}}}
+}
+
+func TestPanicIsUnknownAndCostsNobodyElse(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, view, nil,
+			fake{name: "bad", check: func(context.Context, probes.Input) (finding.Result, error) { panic("boom") }},
+			fake{name: "good", check: healthy})
+		bad, _ := r.last("bad")
+		if bad.Status != finding.Unknown || !strings.Contains(bad.Err.Error(), "panicked (a bug, please report it): boom") {
+			t.Errorf("bad: %s %v", bad.Status, bad.Err)
+		}
+		if good, ok := r.last("good"); !ok || good.Status != finding.OK {
+			t.Errorf("good: %+v", good)
+		}
+	})
+}
+
+func TestStuckProbeDelaysNobodyAndIsNotStartedAgain(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var stuckRuns, goodRuns int
+		r := start(t, view, nil,
+			fake{name: "stuck", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				stuckRuns++
+				<-release // as a read of a dead mount: no context ends it
+				return finding.Result{Summary: "back"}, nil
+			}},
+			fake{name: "good", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				goodRuns++
+				return healthy(ctx, in)
+			}})
+		time.Sleep(10*time.Minute + time.Second)
+		synctest.Wait()
+		stuck, _ := r.last("stuck")
+		if stuck.Status != finding.Unknown || !strings.Contains(stuck.Err.Error(), "did not answer in time: still running since") {
+			t.Errorf("stuck: %s %v", stuck.Status, stuck.Err)
+		}
+		if stuckRuns != 1 {
+			t.Errorf("the stuck probe was started %d times", stuckRuns)
+		}
+		if goodRuns < 10 || goodRuns > 12 {
+			t.Errorf("the good probe ran %d times in ten minutes at 60s", goodRuns)
+		}
+		close(release)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if stuck, _ := r.last("stuck"); stuck.Status != finding.OK || stuckRuns < 2 {
+			t.Errorf("after it came back: %s %v, %d runs", stuck.Status, stuck.Err, stuckRuns)
+		}
+	})
+}
+
+func TestDeadlineReachesTheProbe(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, view, nil, fake{name: "slow", check: func(ctx context.Context, _ probes.Input) (finding.Result, error) {
+			<-ctx.Done()
+			return problem("A"), ctx.Err()
+		}})
+		time.Sleep(Deadline + time.Second)
+		synctest.Wait()
+		slow, _ := r.last("slow")
+		if slow.Status != finding.Problem || !errors.Is(slow.Err, context.DeadlineExceeded) {
+			t.Errorf("what was found before the deadline is lost: %s %v", slow.Status, slow.Err)
+		}
+		r.mu.Lock()
+		runs := r.snaps[len(r.snaps)-1].Runs
+		r.mu.Unlock()
+		if runs[RunKey{"slow", "timeout"}] != 1 {
+			t.Errorf("runs: %v", runs)
+		}
+	})
+}
+
+func TestHolds(t *testing.T) {
+	rule := finding.Rule{Reason: "A", Severity: finding.Warning, HoldBefore: 2 * time.Minute, HoldClear: time.Minute}
+	view := noSystemd(t)
+
+	t.Run("a short problem is never told", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				if time.Since(began) < 90*time.Second {
+					return problem("A"), nil
+				}
+				return finding.Result{}, nil
+			}})
+			time.Sleep(10 * time.Minute)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK}) {
+				t.Errorf("got %v", got)
+			}
+		})
+	})
+
+	t.Run("a lasting one is told on time and cleared on time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			var until time.Duration = 10 * time.Minute
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				if time.Since(began) < until {
+					return problem("A"), nil
+				}
+				return finding.Result{}, nil
+			}})
+			time.Sleep(rule.HoldBefore + minGap + time.Second)
+			synctest.Wait()
+			got, _ := r.last("p")
+			if got.Status != finding.Problem || !got.Findings[0].Since.Equal(began) {
+				t.Fatalf("not told after its hold: %+v", got)
+			}
+			time.Sleep(until + 70*time.Second + rule.HoldClear - time.Since(began))
+			synctest.Wait()
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK, finding.Problem, finding.OK}) {
+				t.Errorf("got %v", got)
+			}
+		})
+	})
+
+	t.Run("a flapping one is one change", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := 0
+			flap := rule
+			flap.HoldBefore = 0
+			r := start(t, view, nil, fake{name: "p", rule: flap, Common: probes.Common{Interval: probes.Duration(10 * time.Second)},
+				check: func(context.Context, probes.Input) (finding.Result, error) {
+					if n++; n%2 == 0 {
+						return finding.Result{}, nil
+					}
+					return problem("A"), nil
+				}})
+			time.Sleep(10 * time.Minute)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem}) {
+				t.Errorf("got %v after %d runs", got, n)
+			}
+		})
+	})
+
+	t.Run("after a restart the old problem does not clear and come again", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			prior := func(c string) bool { return c == probes.ConditionPrefix+"p" }
+			r := start(t, view, prior, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				return problem("A"), nil
+			}})
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem}) {
+				t.Errorf("got %v", got)
+			}
+		})
+	})
+
+	t.Run("the config's hold wins, and information is never held", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			info := func(context.Context, probes.Input) (finding.Result, error) {
+				res := problem("A")
+				res.Findings[0].Severity = finding.Info
+				return res, nil
+			}
+			r := start(t, view, nil,
+				fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) { return problem("A"), nil }},
+				fake{name: "i", rule: rule, check: info})
+			if got, _ := r.last("i"); len(got.Findings) != 1 || got.Status != finding.OK {
+				t.Errorf("information: %+v", got)
+			}
+			cfg := *r.cfg
+			zero := probes.Duration(0)
+			cfg.Hold = map[string]config.Hold{"A": {Before: &zero}}
+			r.eng.Configure(t.Context(), &cfg, nil)
+			synctest.Wait()
+			if got, _ := r.last("p"); got.Status != finding.Problem {
+				t.Errorf("held although the config says 0s: %+v", got)
+			}
+		})
+	})
+}
+
+func TestSeverityAndMute(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, view, nil, fake{name: "p", rule: finding.Rule{Reason: "A"}, check: func(context.Context, probes.Input) (finding.Result, error) {
+			return problem("A"), nil
+		}})
+		cfg := *r.cfg
+		cfg.Severity = map[string]finding.Severity{"A": finding.Critical}
+		r.eng.Configure(t.Context(), &cfg, nil)
+		synctest.Wait()
+		if got, _ := r.last("p"); got.Findings[0].Severity != finding.Critical {
+			t.Errorf("severity: %+v", got.Findings[0])
+		}
+		cfg.Mute = []config.Mute{{Reason: "A", Until: time.Now().Add(5 * time.Minute), Because: "array maintenance"}}
+		r.eng.Configure(t.Context(), &cfg, nil)
+		synctest.Wait()
+		if got, _ := r.last("p"); got.Status != finding.OK || len(got.Findings) != 1 || got.Findings[0].Muted.Because != "array maintenance" {
+			t.Errorf("muted: %+v", got)
+		}
+		time.Sleep(7 * time.Minute)
+		synctest.Wait()
+		if got, _ := r.last("p"); got.Status != finding.Problem {
+			t.Errorf("the mute has expired: %+v", got)
+		}
+	})
+}
+
+func TestRefusedConfigKeepsTheOldOneAndIsTold(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, view, nil, fake{name: "p", check: healthy})
+		r.eng.Configure(t.Context(), nil, errors.New("config.yaml:3: nonsense"))
+		synctest.Wait()
+		last := r.snaps[len(r.snaps)-1]
+		if last.ConfigError == nil || last.Config != r.cfg || len(last.Reports) != 1 {
+			t.Errorf("%+v", last)
+		}
+	})
+}
+
+func TestQuietWhileSystemdStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		view := &bare{boot: time.Now()}
+		view.state.Store("starting")
+		r := start(t, view, nil, fake{name: "p", check: healthy})
+		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "systemd is starting up" {
+			t.Errorf("quiet: %q", last.Quiet)
+		}
+		view.state.Store("running")
+		time.Sleep(tickEvery + time.Second)
+		synctest.Wait()
+		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "" {
+			t.Errorf("quiet: %q", last.Quiet)
+		}
+		view.state.Store("starting") // one hung unit does not silence us for ever
+		time.Sleep(bootGrace)
+		synctest.Wait()
+		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "" {
+			t.Errorf("quiet: %q", last.Quiet)
+		}
+	})
+}
+
+// What a stuck probe hangs on is told.
+func TestStuckNamesTheFile(t *testing.T) {
+	h := hosttest.Parse(t, "-- tree/etc/fstab --\n")
+	release := make(chan struct{})
+	p := fake{name: "p", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+		_, _ = in.Host.ReadFile(ctx, "/etc/fstab")
+		<-release
+		return finding.Result{}, nil
+	}}
+	back := make(chan struct{})
+	o := run(t.Context(), p, probes.Input{Host: h, Memory: probes.NewMemory()}, 20*time.Millisecond, func() { close(back) })
+	if !o.timedOut || !strings.Contains(o.err.Error(), "still waiting for /etc/fstab since") {
+		t.Errorf("%+v", o)
+	}
+	close(release)
+	<-back
+}
+
+func TestWakeRunsAtOnceButNotTwiceASecond(t *testing.T) {
+	view := noSystemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		r := start(t, view, nil, fake{name: "p", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+			runs++
+			return healthy(ctx, in)
+		}})
+		time.Sleep(5 * time.Second)
+		for range 1000 {
+			r.eng.Wake(t.Context(), "p")
+		}
+		synctest.Wait()
+		if runs != 2 {
+			t.Errorf("%d runs at once, want 2", runs)
+		}
+		for range 1000 {
+			r.eng.Wake(t.Context(), "p")
+		}
+		time.Sleep(minGap)
+		synctest.Wait()
+		if runs != 3 {
+			t.Errorf("%d runs after another second, want 3", runs)
+		}
+	})
+}
+
+func TestOnce(t *testing.T) {
+	cfg := config.Default().Sections
+	off := false
+	cfg.Probes.Time.Enabled = &off
+	tree := t.TempDir()
+	view, err := host.OpenTree(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer view.Close()
+	reports := Once(t.Context(), view, &cfg)
+	if len(reports) != len(cfg.Probes.List())-1 {
+		t.Fatalf("%d reports", len(reports))
+	}
+	for _, r := range reports {
+		// An empty tree is no healthy host: nothing could be checked.
+		if r.Status == finding.OK {
+			t.Errorf("%s: %s %q", r.Probe, r.Status, r.Summary)
+		}
+	}
+}

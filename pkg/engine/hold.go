@@ -1,0 +1,84 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/hosthygiene/agent/pkg/config"
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// holds delays what is told of one probe: a problem must last before it is
+// told, and be gone for a while before it is cleared, so that a flapping path
+// makes one change of a condition and not a hundred.
+type holds struct {
+	rules   map[string]finding.Rule
+	tracked map[finding.Key]*tracked
+}
+
+type tracked struct {
+	last  finding.Finding
+	first time.Time // seen without interruption since
+	gone  time.Time // absent since; zero while present
+	told  bool
+}
+
+func newHolds(p probes.Probe) *holds {
+	h := &holds{rules: map[string]finding.Rule{}, tracked: map[finding.Key]*tracked{}}
+	for _, r := range p.Rules() {
+		h.rules[r.Reason] = r
+	}
+	return h
+}
+
+// filter returns the findings to tell now, and after how long the answer may
+// change by the passage of time alone (0: it will not). With prior, a problem
+// of this probe was already told before the agent started, so nothing is held
+// back: the condition must not clear and come again.
+func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time, prior bool) (told []finding.Finding, again time.Duration) {
+	soon := func(d time.Duration) {
+		if again == 0 || d < again {
+			again = d
+		}
+	}
+	present := make(map[finding.Key]bool, len(fs))
+	for _, f := range fs {
+		present[f.Key()] = true
+		t := h.tracked[f.Key()]
+		if t == nil || t.first.After(now) { // After: the clock was set back
+			t = &tracked{first: now}
+			h.tracked[f.Key()] = t
+		}
+		if !t.gone.IsZero() && !t.told {
+			t.first = now
+		}
+		t.gone = time.Time{}
+		f.Since = t.first
+		t.last = f
+		before, _ := cfg.HoldFor(h.rules[f.Reason])
+		// What does not count is not held: muting a finding must show at once.
+		if wait := before - now.Sub(t.first); wait > 0 && f.Counts() && !t.told && !prior {
+			soon(wait)
+			continue
+		}
+		t.told = true
+		told = append(told, f)
+	}
+	for key, t := range h.tracked {
+		if present[key] {
+			continue
+		}
+		if t.gone.IsZero() || t.gone.After(now) {
+			t.gone = now
+		}
+		_, clear := cfg.HoldFor(h.rules[key.Reason])
+		if wait := clear - now.Sub(t.gone); wait > 0 && t.told && t.last.Counts() {
+			soon(wait)
+			told = append(told, t.last)
+			continue
+		}
+		delete(h.tracked, key)
+	}
+	finding.Sort(told)
+	return told, again
+}

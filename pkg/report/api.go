@@ -1,0 +1,340 @@
+package report
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+)
+
+// API is the little of the Kubernetes API that reporting needs, over client-go's
+// REST client. Objects are decoded into the few fields that are read: the
+// generated types and their codecs would cost more memory than the rest of the
+// agent together.
+type API struct {
+	node string
+	gate *gate
+	// endpoints: the Service first, then the address in the kubelet's
+	// kubeconfig, which works before kube-proxy does.
+	mu        sync.Mutex
+	endpoints []*rest.RESTClient
+	current   int
+	// wrote counts requests by resource and outcome, for the metric.
+	wrote map[[2]string]int
+}
+
+// NewAPI returns a client for one node. Every config stands for one address of
+// the same API server; they are tried in turn when one can not be reached.
+func NewAPI(node string, configs ...*rest.Config) (*API, error) {
+	a := &API{node: node, gate: newGate(), wrote: map[[2]string]int{}}
+	scheme := runtime.NewScheme()
+	v1 := schema.GroupVersion{Version: "v1"}
+	metav1.AddToGroupVersion(scheme, v1) // for Status, in which errors come
+	codecs := serializer.NewCodecFactory(scheme)
+	for _, c := range configs {
+		c := rest.CopyConfig(c)
+		c.GroupVersion = &v1
+		c.APIPath = "/api"
+		c.NegotiatedSerializer = codecs.WithoutConversion()
+		c.ContentType = runtime.ContentTypeJSON
+		// The gate below is the only limiter: client-go's own would be a second
+		// back-off on top of it.
+		c.QPS = -1
+		if c.Timeout == 0 {
+			c.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+		}
+		client, err := rest.RESTClientFor(c)
+		if err != nil {
+			return nil, err
+		}
+		a.endpoints = append(a.endpoints, client)
+	}
+	if len(a.endpoints) == 0 {
+		return nil, errors.New("no API server address")
+	}
+	return a, nil
+}
+
+// Writes returns how many writes were made, by resource and outcome.
+func (a *API) Writes() map[[2]string]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make(map[[2]string]int, len(a.wrote))
+	for k, n := range a.wrote {
+		out[k] = n
+	}
+	return out
+}
+
+func (a *API) count(resource string, err error) {
+	outcome := "ok"
+	switch {
+	case err == nil:
+	case apierrors.ReasonForError(err) != metav1.StatusReasonUnknown:
+		outcome = string(apierrors.ReasonForError(err))
+	default:
+		outcome = "unreachable"
+	}
+	a.mu.Lock()
+	a.wrote[[2]string{resource, outcome}]++
+	a.mu.Unlock()
+}
+
+// do makes one attempt when the gate lets it through. The timeout (0: none)
+// begins there, so that waiting in an outage is not itself a failure.
+func (a *API) do(ctx context.Context, timeout time.Duration, attempt func(ctx context.Context, c *rest.RESTClient) error) error {
+	if err := a.gate.enter(ctx); err != nil {
+		return err
+	}
+	parent := ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	a.mu.Lock()
+	client := a.endpoints[a.current]
+	a.mu.Unlock()
+	err := attempt(ctx, client)
+	if unreachable(err) && parent.Err() == nil {
+		a.mu.Lock()
+		a.current = (a.current + 1) % len(a.endpoints)
+		a.mu.Unlock()
+	}
+	a.gate.leave(err, parent.Err() != nil)
+	return err
+}
+
+// unreachable: no HTTP answer at all.
+func unreachable(err error) bool {
+	if err == nil {
+		return false
+	}
+	var ue *url.Error
+	var ne net.Error
+	return errors.As(err, &ue) || errors.As(err, &ne)
+}
+
+// Node is what the agent reads of its Node.
+type Node struct {
+	Metadata struct {
+		Name            string            `json:"name"`
+		UID             types.UID         `json:"uid"`
+		ResourceVersion string            `json:"resourceVersion"`
+		Labels          map[string]string `json:"labels"`
+	} `json:"metadata"`
+	Status struct {
+		Conditions []NodeCondition `json:"conditions"`
+	} `json:"status"`
+}
+
+// NodeCondition is a Node condition on the wire.
+type NodeCondition struct {
+	Type               string      `json:"type"`
+	Status             string      `json:"status"`
+	LastHeartbeatTime  metav1.Time `json:"lastHeartbeatTime"`
+	LastTransitionTime metav1.Time `json:"lastTransitionTime"`
+	Reason             string      `json:"reason"`
+	Message            string      `json:"message"`
+}
+
+// requestTimeout bounds everything but watches.
+const requestTimeout = 15 * time.Second
+
+// PatchConditions applies a strategic merge patch to the node's status and
+// returns the node as it is afterwards.
+func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
+	var node Node
+	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
+		raw, err := c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").
+			MaxRetries(0).Body(patch).DoRaw(ctx)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &node)
+	})
+	a.count("nodes/status", err)
+	if err != nil {
+		return nil, err
+	}
+	return &node, nil
+}
+
+// CreateEvent posts an Event of the core API. One that exists already was
+// posted before a crash and counts as done.
+func (a *API) CreateEvent(ctx context.Context, namespace string, event []byte) error {
+	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
+		_, err := c.Post().Namespace(namespace).Resource("events").MaxRetries(0).Body(event).DoRaw(ctx)
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	})
+	a.count("events", err)
+	return err
+}
+
+// Follow calls seen with the node whenever it changes, and with nil when it is
+// deleted, until ctx ends: one list and one watch, both selected by name.
+func (a *API) Follow(ctx context.Context, seen func(*Node)) {
+	for ctx.Err() == nil {
+		version, err := a.list(ctx, seen)
+		for err == nil && ctx.Err() == nil {
+			version, err = a.watch(ctx, version, seen)
+		}
+	}
+}
+
+func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err error) {
+	var list struct {
+		Metadata metav1.ListMeta `json:"metadata"`
+		Items    []Node          `json:"items"`
+	}
+	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
+		raw, err := c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
+			MaxRetries(0).DoRaw(ctx)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &list)
+	})
+	if err != nil {
+		return "", err
+	}
+	if len(list.Items) == 0 {
+		seen(nil)
+	} else {
+		seen(&list.Items[0])
+	}
+	return list.Metadata.ResourceVersion, nil
+}
+
+func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (string, error) {
+	// The server ends a watch after 30 to 60 minutes by itself; asking for a
+	// time of our own spreads the agents of a fleet.
+	seconds := 1800 + rand.IntN(1800)
+	var body io.ReadCloser
+	err := a.do(ctx, 0, func(ctx context.Context, c *rest.RESTClient) (err error) {
+		body, err = c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
+			Param("watch", "1").Param("resourceVersion", version).Param("allowWatchBookmarks", "true").
+			Param("timeoutSeconds", fmt.Sprint(seconds)).
+			MaxRetries(0).Stream(ctx)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	dec := json.NewDecoder(body)
+	for {
+		var ev struct {
+			Type   string          `json:"type"`
+			Object json.RawMessage `json:"object"`
+		}
+		if err := dec.Decode(&ev); err != nil {
+			if errors.Is(err, io.EOF) || ctx.Err() != nil {
+				return version, ctx.Err() // the server's time-out: go on from here
+			}
+			return "", err
+		}
+		if ev.Type == "ERROR" { // 410 Gone: list again
+			return "", errors.New("watch expired")
+		}
+		var node Node
+		if err := json.Unmarshal(ev.Object, &node); err != nil {
+			return "", err
+		}
+		version = node.Metadata.ResourceVersion
+		switch ev.Type {
+		case "ADDED", "MODIFIED":
+			seen(&node)
+		case "DELETED":
+			seen(nil)
+		}
+	}
+}
+
+// gate is the one back-off for everything that talks to the API server: 1 s to
+// 60 s with full jitter, Retry-After honoured. While it is shut nobody tries, so
+// that an outage costs one connection attempt at a time and not one a caller.
+type gate struct {
+	mu       sync.Mutex
+	failures int
+	until    time.Time
+	// turn is held by the only attempt under way while the gate is failing.
+	turn chan struct{}
+}
+
+func newGate() *gate { return &gate{turn: make(chan struct{}, 1)} }
+
+func (g *gate) enter(ctx context.Context) error {
+	select {
+	case g.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	g.mu.Lock()
+	wait := time.Until(g.until)
+	g.mu.Unlock()
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			<-g.turn
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (g *gate) leave(err error, canceled bool) {
+	g.mu.Lock()
+	defer func() { g.mu.Unlock(); <-g.turn }()
+	switch {
+	case err == nil, !retryable(err):
+		g.failures = 0
+		g.until = time.Time{}
+		return
+	case canceled:
+		return // we are stopping; nothing was learnt
+	}
+	const first, longest = time.Second, time.Minute
+	ceiling := longest
+	if g.failures < 6 {
+		ceiling = min(first<<g.failures, longest)
+	}
+	g.failures++
+	wait := rand.N(ceiling) + 50*time.Millisecond
+	if s, ok := apierrors.SuggestsClientDelay(err); ok {
+		wait = max(wait, time.Duration(s)*time.Second)
+	}
+	g.until = time.Now().Add(wait)
+}
+
+// retryable: the server can not be reached, is overloaded or broken. An answer
+// that says no (forbidden, not found, conflict) is an answer.
+func retryable(err error) bool {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		code := status.Status().Code
+		return code == http.StatusTooManyRequests || code >= 500 || code == http.StatusUnauthorized
+	}
+	return true
+}

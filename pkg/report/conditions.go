@@ -1,0 +1,184 @@
+// Package report turns the engine's snapshots into the media operators read:
+// Node conditions and Events, Prometheus metrics, text and JSON. Each is
+// computed from the whole snapshot, so nothing has to be cleared by hand.
+package report
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hosthygiene/agent/pkg/engine"
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// Condition types and reasons that belong to no probe.
+const (
+	ReadyType = probes.ConditionPrefix + "Ready"
+
+	ReasonNoProblem            = "NoProblem"
+	ReasonCheckFailed          = "CheckFailed"
+	ReasonFirstPassPending     = "FirstPassPending"
+	ReasonConfigInvalid        = "ConfigInvalid"
+	ReasonRequiredProbeUnknown = "RequiredProbeUnknown"
+	ReasonReady                = "Ready"
+)
+
+// maxMessage is the longest condition message, in bytes.
+const maxMessage = 512
+
+// Condition is one Node condition as it should be, without its times.
+type Condition struct {
+	Type    string
+	Status  string // "True", "False", "Unknown"
+	Reason  string
+	Message string
+	// Findings are what it was made of, the worst first.
+	Findings []finding.Finding
+}
+
+// Set identifies what the condition says apart from numbers that merely move:
+// its status, its reason and the (reason, subject, severity) of its findings.
+func (c Condition) Set() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\x00%s", c.Status, c.Reason)
+	for _, f := range c.Findings {
+		fmt.Fprintf(&b, "\x00%s\x01%s\x01%s", f.Reason, f.Subject, f.Severity)
+	}
+	return b.String()
+}
+
+// Conditions computes what the Node should say. Probes that do not apply, and
+// probes that have not run yet, have none.
+func Conditions(s engine.Snapshot) []Condition {
+	var out []Condition
+	for _, r := range s.Reports {
+		switch r.Status {
+		case finding.NotApplicable:
+		case finding.Problem:
+			counted := slices.DeleteFunc(slices.Clone(r.Findings), func(f finding.Finding) bool { return !f.Counts() })
+			worst, _ := finding.Worst(r.Findings)
+			out = append(out, Condition{r.Condition, "True", worst.Reason, problemMessage(counted), counted})
+		case finding.Unknown:
+			out = append(out, Condition{r.Condition, "Unknown", ReasonCheckFailed, clip(oneLine(fmt.Sprint(r.Err)), maxMessage), nil})
+		default:
+			out = append(out, Condition{r.Condition, "False", ReasonNoProblem, clip(oneLine(r.Summary), maxMessage), nil})
+		}
+	}
+	return append(out, ready(s))
+}
+
+// ready computes the one positive condition, for readiness gates.
+func ready(s engine.Snapshot) Condition {
+	never := neverReady(s)
+	var against []finding.Finding
+	var unknown []string
+	for _, r := range s.Reports {
+		for _, f := range r.Findings {
+			if s.Config.Report.ReadyReasons.Match(f) && !never[f.Reason] {
+				against = append(against, f)
+			}
+		}
+		if r.Required && r.Status == finding.Unknown {
+			unknown = append(unknown, r.Probe)
+		}
+	}
+	finding.Sort(against)
+	switch {
+	case len(against) > 0:
+		return Condition{ReadyType, "False", against[0].Reason, problemMessage(against), against}
+	case s.ConfigError != nil:
+		return Condition{ReadyType, "Unknown", ReasonConfigInvalid, clip(oneLine(s.ConfigError.Error()), maxMessage), nil}
+	case !s.Complete:
+		return Condition{ReadyType, "Unknown", ReasonFirstPassPending, "the first pass over this host has not ended yet", nil}
+	case len(unknown) > 0:
+		return Condition{ReadyType, "Unknown", ReasonRequiredProbeUnknown,
+			"could not be checked, and is required: " + strings.Join(unknown, ", "), nil}
+	}
+	return Condition{ReadyType, "True", ReasonReady, "nothing critical was found on this host", nil}
+}
+
+func neverReady(s engine.Snapshot) map[string]bool {
+	never := map[string]bool{}
+	for _, p := range s.Probes {
+		for _, r := range p.Rules() {
+			never[r.Reason] = r.NeverReady
+		}
+	}
+	return never
+}
+
+// problemMessage names the worst first and says how many did not fit.
+func problemMessage(fs []finding.Finding) string {
+	const reserve = len("… and 9999 more")
+	var b strings.Builder
+	for i, f := range fs {
+		text := oneLine(f.Message)
+		if f.Subject != "" && !strings.Contains(f.Message, f.Subject) {
+			text = oneLine(f.Subject) + ": " + text
+		}
+		if i > 0 {
+			text = "; " + text
+		}
+		limit := maxMessage
+		if i < len(fs)-1 {
+			limit -= reserve
+		}
+		if b.Len()+len(text) > limit {
+			if i == 0 {
+				b.WriteString(clip(text, limit))
+				i++
+			}
+			if rest := len(fs) - i; rest > 0 {
+				fmt.Fprintf(&b, "… and %d more", rest)
+			}
+			break
+		}
+		b.WriteString(text)
+	}
+	return b.String()
+}
+
+// clip cuts at a rune boundary.
+func clip(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	cut := limit - len("…")
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}
+
+// oneLine makes text from the host fit to be shown: one line, valid UTF-8, no
+// control characters (a terminal would obey them) and no invisible ones.
+func oneLine(s string) string {
+	clean := func(r rune) bool {
+		return r == utf8.RuneError || !unicode.IsPrint(r)
+	}
+	if strings.IndexFunc(s, clean) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == '\n' || r == '\t':
+			b.WriteByte(' ')
+		case r == utf8.RuneError:
+			if s[i] < utf8.RuneSelf { // never: ASCII decodes
+				b.WriteByte('?')
+			} else {
+				fmt.Fprintf(&b, `\x%02x`, s[i])
+			}
+		case !unicode.IsPrint(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,276 @@
+package report
+
+import (
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
+)
+
+// HostReport is the outcome of one pass over one host, as `check -o json` has it.
+type HostReport struct {
+	APIVersion   string        `json:"apiVersion"`
+	Kind         string        `json:"kind"`
+	Node         string        `json:"node"`
+	Time         time.Time     `json:"time"`
+	AgentVersion string        `json:"agentVersion"`
+	Host         HostInfo      `json:"host"`
+	Probes       []ProbeReport `json:"probes"`
+}
+
+// HostInfo says what kind of host it is.
+type HostInfo struct {
+	OS        string `json:"os"`
+	OSVersion string `json:"osVersion"`
+	OSClass   string `json:"osClass"`
+	Kernel    string `json:"kernel"`
+	Init      string `json:"init"`
+}
+
+// ProbeReport is one probe's part of a HostReport.
+type ProbeReport struct {
+	Name            string            `json:"name"`
+	Status          finding.Status    `json:"status"`
+	Condition       string            `json:"condition"`
+	Summary         string            `json:"summary"`
+	DurationSeconds float64           `json:"durationSeconds"`
+	Error           string            `json:"error,omitempty"`
+	Findings        []finding.Finding `json:"findings,omitempty"`
+}
+
+// NewHostReport gathers the reports of one pass.
+func NewHostReport(node, version string, o host.OS, at time.Time, reports []finding.Report) HostReport {
+	r := HostReport{
+		APIVersion: "hosthygiene.io/v1alpha1", Kind: "HostReport",
+		Node: node, Time: at.UTC().Truncate(time.Second), AgentVersion: version,
+		Host: HostInfo{OS: o.ID, OSVersion: o.VersionID, OSClass: string(o.Class), Kernel: o.Kernel, Init: o.Init},
+	}
+	for _, p := range reports {
+		pr := ProbeReport{Name: p.Probe, Status: p.Status, Condition: p.Condition, Summary: p.Summary,
+			DurationSeconds: p.Duration.Round(time.Microsecond).Seconds(), Findings: p.Findings}
+		if p.Err != nil {
+			pr.Error = p.Err.Error()
+		}
+		r.Probes = append(r.Probes, pr)
+	}
+	return r
+}
+
+// ExitCode is 0 when nothing is wrong, 1 with a warning or critical finding, 3
+// when nothing was found but a probe could not run.
+func (r HostReport) ExitCode() int {
+	code := 0
+	for _, p := range r.Probes {
+		switch p.Status {
+		case finding.Problem:
+			return 1
+		case finding.Unknown:
+			code = 3
+		}
+	}
+	return code
+}
+
+// Style says how a text is shown.
+type Style struct {
+	// Colour: the output is a terminal that wants colours.
+	Colour bool
+	// Wide shows every finding with all its evidence, and how long each probe
+	// took.
+	Wide bool
+}
+
+func (s Style) paint(code, text string) string {
+	if !s.Colour || text == "" {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+const (
+	red, green, yellow, blue, grey, bold = "31", "32", "33", "34", "90", "1"
+)
+
+func (s Style) status(st finding.Status) string {
+	text := fmt.Sprintf("%-13s", st)
+	switch st {
+	case finding.OK:
+		return s.paint(green, text)
+	case finding.Problem:
+		return s.paint(red, text)
+	case finding.Unknown:
+		return s.paint(yellow, text)
+	}
+	return s.paint(grey, text)
+}
+
+func (s Style) severity(f finding.Finding) string {
+	text := string(f.Severity)
+	if f.Muted != nil {
+		return s.paint(grey, "muted "+text)
+	}
+	switch f.Severity {
+	case finding.Critical:
+		return s.paint(red+";"+bold, text)
+	case finding.Warning:
+		return s.paint(yellow, text)
+	}
+	return s.paint(blue, text)
+}
+
+// WriteTable writes the report for a person: one row a probe, what was found
+// under it with what was observed, what was expected and where it was read.
+func (r HostReport) WriteTable(w io.Writer, s Style) error {
+	var b strings.Builder
+	osName := strings.TrimSpace(r.Host.OS + " " + r.Host.OSVersion)
+	fmt.Fprintf(&b, "%s  %s (%s), kernel %s, init %s\n\n", s.paint(bold, oneLine(r.Node)),
+		oneLine(osName), oneLine(r.Host.OSClass), oneLine(r.Host.Kernel), oneLine(r.Host.Init))
+	header := fmt.Sprintf("%-10s %-13s", "PROBE", "STATUS")
+	if s.Wide {
+		header += fmt.Sprintf(" %8s", "TOOK")
+	}
+	fmt.Fprintf(&b, "%s SUMMARY\n", header)
+	for _, p := range r.Probes {
+		fmt.Fprintf(&b, "%-10s %s", p.Name, s.status(p.Status))
+		if s.Wide {
+			fmt.Fprintf(&b, " %6.0fms", p.DurationSeconds*1000)
+		}
+		fmt.Fprintf(&b, " %s\n", oneLine(p.Summary))
+		for _, f := range p.Findings {
+			s.finding(&b, f)
+		}
+		if p.Error != "" {
+			for line := range strings.Lines(p.Error) {
+				fmt.Fprintf(&b, "  %s %s\n", s.paint(yellow, "could not check:"), oneLine(strings.TrimSuffix(line, "\n")))
+			}
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (s Style) finding(b *strings.Builder, f finding.Finding) {
+	fmt.Fprintf(b, "  %s %s", s.severity(f), s.paint(bold, f.Reason))
+	if f.Subject != "" && !strings.Contains(f.Message, f.Subject) {
+		fmt.Fprintf(b, " %s", oneLine(f.Subject))
+	}
+	fmt.Fprintf(b, ": %s\n", oneLine(f.Message))
+	if f.Muted != nil {
+		text := "muted"
+		if !f.Muted.Until.IsZero() {
+			text += " until " + f.Muted.Until.Format(time.RFC3339)
+		}
+		if f.Muted.Because != "" {
+			text += ", because: " + oneLine(f.Muted.Because)
+		}
+		fmt.Fprintf(b, "      %s\n", s.paint(grey, text))
+	}
+	const few = 3
+	evidence := f.Evidence
+	if !s.Wide && len(evidence) > few {
+		evidence = evidence[:few]
+	}
+	for _, e := range evidence {
+		fmt.Fprintf(b, "      observed %s", oneLine(e.Observed))
+		if e.Expected != "" {
+			fmt.Fprintf(b, ", expected %s", oneLine(e.Expected))
+		}
+		fmt.Fprintf(b, "  %s\n", s.paint(grey, "["+oneLine(e.Source)+"]"))
+	}
+	if more := len(f.Evidence) - len(evidence); more > 0 {
+		fmt.Fprintf(b, "      %s\n", s.paint(grey, fmt.Sprintf("and %d more, see -o wide", more)))
+	}
+	if f.Remedy != nil && s.Wide {
+		fmt.Fprintf(b, "      remedy   %s %s\n", oneLine(f.Remedy.Action), oneLine(f.Remedy.Subject))
+	}
+}
+
+// WriteJSON writes the report as one indented JSON document.
+func (r HostReport) WriteJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(r)
+}
+
+// WriteYAML writes the report as YAML.
+func (r HostReport) WriteYAML(w io.Writer) error {
+	data, err := yaml.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+type junitSuite struct {
+	XMLName  xml.Name    `xml:"testsuite"`
+	Name     string      `xml:"name,attr"`
+	Tests    int         `xml:"tests,attr"`
+	Failures int         `xml:"failures,attr"`
+	Errors   int         `xml:"errors,attr"`
+	Skipped  int         `xml:"skipped,attr"`
+	Time     string      `xml:"time,attr"`
+	Stamp    string      `xml:"timestamp,attr"`
+	Cases    []junitCase `xml:"testcase"`
+}
+
+type junitCase struct {
+	Name    string     `xml:"name,attr"`
+	Class   string     `xml:"classname,attr"`
+	Time    string     `xml:"time,attr"`
+	Failure *junitText `xml:"failure,omitempty"`
+	Error   *junitText `xml:"error,omitempty"`
+	Skipped *junitText `xml:"skipped,omitempty"`
+	Out     string     `xml:"system-out,omitempty"`
+}
+
+type junitText struct {
+	Message string `xml:"message,attr"`
+	Text    string `xml:",chardata"`
+}
+
+// WriteJUnit writes the report as a JUnit test suite, a test case a probe.
+func (r HostReport) WriteJUnit(w io.Writer) error {
+	suite := junitSuite{Name: "host-hygiene " + oneLine(r.Node), Tests: len(r.Probes), Stamp: r.Time.Format("2006-01-02T15:04:05")}
+	var total float64
+	for _, p := range r.Probes {
+		total += p.DurationSeconds
+		c := junitCase{Name: p.Name, Class: "host-hygiene", Time: fmt.Sprintf("%.6f", p.DurationSeconds), Out: oneLine(p.Summary)}
+		var text strings.Builder
+		for _, f := range p.Findings {
+			Style{Wide: true}.finding(&text, f)
+		}
+		switch p.Status {
+		case finding.Problem:
+			suite.Failures++
+			worst, _ := finding.Worst(p.Findings)
+			c.Failure = &junitText{oneLine(worst.String()), text.String()}
+		case finding.Unknown:
+			suite.Errors++
+			c.Error = &junitText{oneLine(p.Error), text.String()}
+		case finding.NotApplicable:
+			suite.Skipped++
+			c.Skipped = &junitText{Message: oneLine(p.Summary)}
+		}
+		suite.Cases = append(suite.Cases, c)
+	}
+	suite.Time = fmt.Sprintf("%.6f", total)
+	if _, err := io.WriteString(w, xml.Header); err != nil {
+		return err
+	}
+	enc := xml.NewEncoder(w)
+	enc.Indent("", "  ")
+	if err := enc.Encode(suite); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "\n")
+	return err
+}
