@@ -415,6 +415,10 @@ func TestHostileSizes(t *testing.T) {
 		}
 		return b.String()
 	}
+	modules := ""
+	for i := range 15000 {
+		modules += fmt.Sprintf("m%d,", i)
+	}
 	for name, text := range map[string]string{
 		"values":          "mute: [" + fill("a,") + "]\n",
 		"unknown keys":    numbered("key%d: b\n"),
@@ -428,7 +432,9 @@ func TestHostileSizes(t *testing.T) {
 		"packages":        "require: {packages: [" + numbered("-p%d, ") + "]}\n",
 		"overrides":       "overrides:\n" + numbered("  - {nodeSelector: {a: n%d}}\n"),
 		"profiles":        "storageProfiles: [" + numbered("p%d, ") + "]\n",
-		"deep overrides":  "require: {modules: [" + strings.Repeat("m,", MaxSize/8) + "]}\noverrides:\n" + strings.Repeat("  - {nodeSelector: {a: b}}\n", maxOverrides),
+		"bad base":        "require: {modules: [" + strings.Repeat("m,", 15000) + "]}\noverrides:\n" + strings.Repeat("  - {nodeSelector: {a: b}}\n", 100),
+		"large base":      "require: {modules: [" + modules + "]}\noverrides:\n" + strings.Repeat("  - {nodeSelector: {a: b}}\n", 120),
+		"too much":        "require: {modules: [" + modules + "]}\noverrides:\n" + strings.Repeat("  - {nodeSelector: {a: b}}\n", 140),
 		"nested mappings": "require: " + strings.Repeat("{a: ", maxDepth) + "1" + strings.Repeat("}", maxDepth) + "\n",
 	} {
 		t.Run(name, func(t *testing.T) {

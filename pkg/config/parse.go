@@ -24,8 +24,9 @@ import (
 // config with every key is below 8 KiB.
 const MaxSize = 256 << 10
 
-// maxOverrides bounds the work of checking each one on top of the rest.
-const maxOverrides = 200
+// maxChecked bounds the work of checking each override on top of the rest, in
+// values; a thousand nodes with an override each are below a quarter million.
+const maxChecked = 2_000_000
 
 // Config is a file that was read and found good. The zero value is the config
 // of an agent that was given none. It is safe for concurrent use.
@@ -111,8 +112,8 @@ func (d *decoder) parse(data []byte) *Config {
 	if list == nil {
 		return c
 	}
-	if len(list.items) > maxOverrides {
-		d.bad(list.line, "overrides", "%d overrides: want %d at most", len(list.items), maxOverrides)
+	if n := c.base.count() * len(list.items); n > maxChecked {
+		d.bad(list.line, "overrides", "too much to check: %d overrides, each on top of %d values", len(list.items), c.base.count())
 		return nil
 	}
 	for i, item := range list.items {
@@ -125,6 +126,9 @@ func (d *decoder) parse(data []byte) *Config {
 		c.overrides = append(c.overrides, o)
 		// Alone on top of the rest, so that a mistake is told to whoever wrote
 		// it and not first on the node it selects.
+		if d.full() {
+			continue
+		}
 		effective, tree := c.with(o)
 		d.validate(effective, tree, item.path())
 	}

@@ -13,7 +13,7 @@ import (
 const (
 	// maxNodes bounds what aliases can make of a small file. The contract's
 	// example has about 150 values.
-	maxNodes = 50_000
+	maxNodes = 20_000
 	// maxDepth is far above the config's own six levels and far below what
 	// recursion can bear.
 	maxDepth = 50
@@ -62,6 +62,18 @@ func (n *node) path() string {
 }
 
 func (n *node) null() bool { return n.kind == yaml.ScalarNode && n.tag == "!!null" }
+
+// count is how many values there are in n.
+func (n *node) count() int {
+	c := 1
+	for _, f := range n.fields {
+		c += f.value.count()
+	}
+	for _, item := range n.items {
+		c += item.count()
+	}
+	return c
+}
 
 func (n *node) get(key string) *node {
 	for _, f := range n.fields {
