@@ -1,0 +1,381 @@
+// Package manifests tests what "kubectl apply -f manifests/" installs.
+package manifests
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "render host-hygiene.yaml anew")
+
+const (
+	rendered = "host-hygiene.yaml"
+	header   = "# Rendered from manifests/kustomize/base by \"go test ./manifests -update\"; change it there.\n"
+)
+
+// render is what kubectl kustomize prints for a folder.
+func render(t *testing.T, dir string) []byte {
+	t.Helper()
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "-C", "../hack/render", "run", ".", abs)
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("rendering %s: %v\n%s", dir, err, stderr.String())
+	}
+	return out
+}
+
+func TestRenderedFileIsCurrent(t *testing.T) {
+	want := append([]byte(header), render(t, "kustomize/base")...)
+	if *update {
+		if err := os.WriteFile(rendered, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(rendered)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("run go test ./manifests -update: (-want +got)\n%s", d)
+	}
+}
+
+// kubectl reads every .yaml, .yml and .json file of the folder.
+func TestFolderHoldsOneFileForKubectl(t *testing.T) {
+	entries, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() && e.Name() != rendered && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) {
+			t.Errorf("kubectl apply -f manifests/ would also apply %s", e.Name())
+		}
+	}
+}
+
+// installation is one rendered set of manifests, by type.
+type installation struct {
+	names        []string // "Kind namespace/name", in order
+	namespace    corev1.Namespace
+	account      corev1.ServiceAccount
+	quota        corev1.ResourceQuota
+	daemonSet    appsv1.DaemonSet
+	services     []corev1.Service
+	clusterRoles []rbacv1.ClusterRole
+	roles        []rbacv1.Role
+	bindings     []rbacv1.RoleBinding
+	clusterBinds []rbacv1.ClusterRoleBinding
+}
+
+func load(t *testing.T, text []byte) installation {
+	t.Helper()
+	var in installation
+	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
+		var meta struct {
+			Kind     string `json:"kind"`
+			Metadata struct{ Name, Namespace string }
+		}
+		if err := yaml.Unmarshal(doc, &meta); err != nil {
+			t.Fatal(err)
+		}
+		in.names = append(in.names, fmt.Sprintf("%s %s/%s", meta.Kind, meta.Metadata.Namespace, meta.Metadata.Name))
+		switch meta.Kind {
+		case "Namespace":
+			in.namespace = decode[corev1.Namespace](t, doc)
+		case "ServiceAccount":
+			in.account = decode[corev1.ServiceAccount](t, doc)
+		case "ResourceQuota":
+			in.quota = decode[corev1.ResourceQuota](t, doc)
+		case "DaemonSet":
+			in.daemonSet = decode[appsv1.DaemonSet](t, doc)
+		case "Service":
+			in.services = append(in.services, decode[corev1.Service](t, doc))
+		case "ClusterRole":
+			in.clusterRoles = append(in.clusterRoles, decode[rbacv1.ClusterRole](t, doc))
+		case "ClusterRoleBinding":
+			in.clusterBinds = append(in.clusterBinds, decode[rbacv1.ClusterRoleBinding](t, doc))
+		case "Role":
+			in.roles = append(in.roles, decode[rbacv1.Role](t, doc))
+		case "RoleBinding":
+			in.bindings = append(in.bindings, decode[rbacv1.RoleBinding](t, doc))
+		default:
+			t.Errorf("unexpected kind %q", meta.Kind)
+		}
+	}
+	return in
+}
+
+// decode refuses fields the API does not know.
+func decode[T any](t *testing.T, doc []byte) (v T) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict(doc, &v); err != nil {
+		t.Fatalf("%v in\n%s", err, doc)
+	}
+	return v
+}
+
+func loadRendered(t *testing.T) installation {
+	t.Helper()
+	text, err := os.ReadFile(rendered)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return load(t, text)
+}
+
+// The whole of what the agent may do in the cluster; the README promises it.
+func TestRBACIsExactlyThis(t *testing.T) {
+	in := loadRendered(t)
+	var got []string
+	for _, r := range in.clusterRoles {
+		got = append(got, grants("cluster", r.Rules)...)
+	}
+	for _, r := range in.roles {
+		got = append(got, grants(r.Namespace, r.Rules)...)
+	}
+	want := []string{
+		"cluster: get /nodes", "cluster: list /nodes", "cluster: watch /nodes",
+		"cluster: patch /nodes/status",
+		"cluster: get /nodes/configz", "cluster: get /nodes/pods",
+		"cluster: get storage.k8s.io/volumeattachments",
+		"default: create /events", "default: patch /events",
+		"host-hygiene: get coordination.k8s.io/leases", "host-hygiene: create coordination.k8s.io/leases", "host-hygiene: update coordination.k8s.io/leases",
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+	subject := []rbacv1.Subject{{Kind: "ServiceAccount", Name: "host-hygiene-agent", Namespace: "host-hygiene"}}
+	for _, b := range in.clusterBinds {
+		if d := cmp.Diff(subject, b.Subjects); d != "" || b.RoleRef.Name != "host-hygiene-agent" {
+			t.Errorf("cluster role binding %s to %s: %s", b.Name, b.RoleRef.Name, d)
+		}
+	}
+	for _, b := range in.bindings {
+		if d := cmp.Diff(subject, b.Subjects); d != "" || b.RoleRef.Kind != "Role" || b.RoleRef.Name != b.Name {
+			t.Errorf("role binding %s/%s to %s %s: %s", b.Namespace, b.Name, b.RoleRef.Kind, b.RoleRef.Name, d)
+		}
+	}
+	if len(in.clusterBinds) != 1 || len(in.bindings) != 2 {
+		t.Errorf("%d cluster role bindings and %d role bindings, want 1 and 2", len(in.clusterBinds), len(in.bindings))
+	}
+}
+
+func grants(scope string, rules []rbacv1.PolicyRule) []string {
+	var out []string
+	for _, r := range rules {
+		for _, g := range r.APIGroups {
+			for _, res := range r.Resources {
+				for _, v := range r.Verbs {
+					out = append(out, fmt.Sprintf("%s: %s %s/%s", scope, v, g, res))
+				}
+			}
+		}
+		if len(r.NonResourceURLs) > 0 {
+			out = append(out, fmt.Sprint(scope, r.NonResourceURLs))
+		}
+	}
+	return out
+}
+
+func TestDaemonSet(t *testing.T) {
+	in := loadRendered(t)
+	ds := in.daemonSet
+	if ds.Namespace+"/"+ds.Name != "host-hygiene/host-hygiene-agent" {
+		t.Errorf("it is %s/%s", ds.Namespace, ds.Name)
+	}
+	if got := ds.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(); got != "10%" {
+		t.Errorf("maxUnavailable %s", got)
+	}
+	pod := ds.Spec.Template.Spec
+	if !pod.HostPID || !pod.HostNetwork || pod.HostIPC {
+		t.Errorf("host namespaces: pid %t, network %t, ipc %t", pod.HostPID, pod.HostNetwork, pod.HostIPC)
+	}
+	if pod.PriorityClassName != "system-node-critical" || pod.ServiceAccountName != "host-hygiene-agent" {
+		t.Errorf("priority class %s, service account %s", pod.PriorityClassName, pod.ServiceAccountName)
+	}
+	if *in.account.AutomountServiceAccountToken || !*pod.AutomountServiceAccountToken {
+		t.Error("the token belongs into the agent's pods and nowhere else")
+	}
+	if d := cmp.Diff([]corev1.Toleration{{Operator: corev1.TolerationOpExists}}, pod.Tolerations); d != "" {
+		t.Errorf("it must tolerate everything: %s", d)
+	}
+	c := pod.Containers[0]
+	if len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
+		t.Error("one container is all there is")
+	}
+	if !strings.HasPrefix(c.Image, "ghcr.io/hosthygiene/agent:v") {
+		t.Errorf("image %s", c.Image)
+	}
+	if s := c.SecurityContext; !*s.Privileged || !*s.ReadOnlyRootFilesystem {
+		t.Error("want privileged with a read-only root")
+	}
+	if d := cmp.Diff([]string{"run", "--config=/etc/host-hygiene/config.yaml"}, c.Args); d != "" {
+		t.Errorf("arguments: %s", d)
+	}
+	var paths []string
+	for _, v := range pod.Volumes {
+		if v.HostPath != nil {
+			paths = append(paths, v.HostPath.Path)
+		}
+		if v.ConfigMap != nil && !*v.ConfigMap.Optional {
+			t.Error("the ConfigMap is the user's and must be optional")
+		}
+	}
+	if d := cmp.Diff([]string{"/var/lib/host-hygiene"}, paths); d != "" {
+		t.Errorf("host paths: %s", d)
+	}
+	for name, p := range map[string]*corev1.Probe{"/healthz": c.LivenessProbe, "/readyz": c.ReadinessProbe} {
+		if g := p.HTTPGet; g.Host != "127.0.0.1" || g.Port.IntValue() != 20267 || g.Path != name {
+			t.Errorf("probe %s asks %+v", name, g)
+		}
+	}
+}
+
+// The Go runtime must start to collect before the kernel starts to kill.
+func TestMemoryLimits(t *testing.T) {
+	c := loadRendered(t).daemonSet.Spec.Template.Spec.Containers[0]
+	if got := c.Resources.Requests.Cpu().String() + " " + c.Resources.Requests.Memory().String(); got != "10m 32Mi" {
+		t.Errorf("requests %s", got)
+	}
+	limit := c.Resources.Limits.Memory()
+	if limit.String() != "64Mi" || !c.Resources.Limits.Cpu().IsZero() {
+		t.Errorf("limits %v: want 64Mi and no CPU limit, which would only delay the report", c.Resources.Limits)
+	}
+	i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "GOMEMLIMIT" })
+	if i < 0 {
+		t.Fatal("no GOMEMLIMIT")
+	}
+	mib, ok := strings.CutSuffix(c.Env[i].Value, "MiB")
+	n, err := strconv.Atoi(mib)
+	if !ok || err != nil || c.Env[i].ValueFrom != nil {
+		t.Fatalf("GOMEMLIMIT %+v: want a literal in MiB", c.Env[i])
+	}
+	if share := float64(n<<20) / float64(limit.Value()); share < 0.77 || share > 0.83 {
+		t.Errorf("GOMEMLIMIT is %.0f %% of the limit, want about 80 %%", 100*share)
+	}
+}
+
+// Linux hosts only: a virtual kubelet or Fargate has none.
+func TestNodes(t *testing.T) {
+	pod := loadRendered(t).daemonSet.Spec.Template.Spec
+	if pod.NodeSelector["kubernetes.io/os"] != "linux" {
+		t.Error("no node selector for Linux")
+	}
+	terms := pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+	if len(terms) != 1 { // terms are alternatives: a second one would let nodes in
+		t.Fatalf("%d terms", len(terms))
+	}
+	want := []corev1.NodeSelectorRequirement{
+		{Key: "type", Operator: corev1.NodeSelectorOpNotIn, Values: []string{"virtual-kubelet"}},
+		{Key: "eks.amazonaws.com/compute-type", Operator: corev1.NodeSelectorOpNotIn, Values: []string{"fargate"}},
+	}
+	if d := cmp.Diff(want, terms[0].MatchExpressions); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestNamespaceAllowsThePod(t *testing.T) {
+	in := loadRendered(t)
+	for _, mode := range []string{"enforce", "audit", "warn"} {
+		if got := in.namespace.Labels["pod-security.kubernetes.io/"+mode]; got != "privileged" {
+			t.Errorf("%s is %q", mode, got)
+		}
+	}
+	scope := in.quota.Spec.ScopeSelector.MatchExpressions[0]
+	if scope.ScopeName != corev1.ResourceQuotaScopePriorityClass || !slices.Contains(scope.Values, "system-node-critical") {
+		t.Errorf("the quota is for %+v", scope)
+	}
+	quota, workload := slices.Index(in.names, "ResourceQuota host-hygiene/host-hygiene-critical-pods"), slices.Index(in.names, "DaemonSet host-hygiene/host-hygiene-agent")
+	if in.names[0] != "Namespace /host-hygiene" || quota < 0 || quota > workload {
+		t.Errorf("kubectl applies in this order: %q", in.names)
+	}
+}
+
+func TestService(t *testing.T) {
+	in := loadRendered(t)
+	s := in.services[0]
+	if s.Spec.ClusterIP != corev1.ClusterIPNone || s.Spec.Ports[0].Port != 20266 {
+		t.Errorf("want a headless service on 20266, got %+v", s.Spec)
+	}
+	for k, v := range s.Spec.Selector {
+		if in.daemonSet.Spec.Template.Labels[k] != v {
+			t.Errorf("it selects %s=%s, the pods have %q", k, v, in.daemonSet.Spec.Template.Labels[k])
+		}
+	}
+}
+
+// Every overlay says what it is for; what it does is held here.
+func TestOverlays(t *testing.T) {
+	base := load(t, render(t, "kustomize/base"))
+	dirs, err := filepath.Glob("kustomize/overlays/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := map[string]func(installation) error{
+		"openshift": func(in installation) error {
+			b := in.bindings[slices.IndexFunc(in.bindings, func(b rbacv1.RoleBinding) bool { return b.Name == "host-hygiene-agent-scc" })]
+			if b.RoleRef.Name != "system:openshift:scc:privileged" || in.daemonSet.Spec.Template.Annotations["openshift.io/required-scc"] != "privileged" {
+				return errors.New("not admitted by the privileged SCC")
+			}
+			if v, ok := in.namespace.Annotations["openshift.io/node-selector"]; !ok || v != "" {
+				return errors.New("the project's node selector would keep it off nodes")
+			}
+			return nil
+		},
+		"loopback-metrics": func(in installation) error {
+			c := in.daemonSet.Spec.Template.Spec.Containers[0]
+			if !slices.Contains(c.Args, "--metrics-address=127.0.0.1:20266") || len(c.Ports) != 0 || len(in.services) != 0 {
+				return fmt.Errorf("arguments %q, %d ports, %d services", c.Args, len(c.Ports), len(in.services))
+			}
+			return nil
+		},
+		"remedies": func(in installation) error {
+			if args := in.daemonSet.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--allow-remedies") {
+				return fmt.Errorf("arguments %q", args)
+			}
+			return nil
+		},
+	}
+	if len(dirs) != len(check) {
+		t.Errorf("%d overlays, %d of them tested", len(dirs), len(check))
+	}
+	for _, dir := range dirs {
+		name := filepath.Base(dir)
+		t.Run(name, func(t *testing.T) {
+			in := load(t, render(t, dir))
+			if check[name] == nil {
+				t.Fatal("what it does is not tested")
+			}
+			if err := check[name](in); err != nil {
+				t.Error(err)
+			}
+			if d := cmp.Diff(base.clusterRoles, in.clusterRoles); d != "" {
+				t.Errorf("an overlay changes what the agent may do: %s", d)
+			}
+		})
+	}
+}
