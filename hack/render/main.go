@@ -24,7 +24,9 @@ func run(dirs []string) error {
 	if len(dirs) != 1 {
 		return fmt.Errorf("want one kustomization folder, not %d", len(dirs))
 	}
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dirs[0])
+	opts := krusty.MakeDefaultOptions()
+	opts.Reorder = krusty.ReorderOptionLegacy // kubectl's choice: what others need comes first
+	resources, err := krusty.MakeKustomizer(opts).Run(filesys.MakeFsOnDisk(), dirs[0])
 	if err != nil {
 		return err
 	}
