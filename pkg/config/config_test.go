@@ -201,6 +201,25 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 }
 
+// TestContractDefaults: where the contract's example gives the settings of a
+// probe, the reporting and the limits of remedies, it gives their defaults.
+func TestContractDefaults(t *testing.T) {
+	c, err := Load("testdata/good/contract.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := forNode(t, c, nil), Default()
+	if !got.Probes.Time.Required {
+		t.Error("the example requires the time probe")
+	}
+	got.Probes.Time.Required = false
+	got.Require, got.StorageProfiles, got.Mute, got.Severity, got.Hold = want.Require, nil, nil, nil, nil
+	got.Remedies.Mode, got.Remedies.Allow, got.Remedies.MaintenanceWindow = want.Remedies.Mode, nil, nil
+	if d := cmp.Diff(*want, got); d != "" {
+		t.Errorf("(-default +example)\n%s", d)
+	}
+}
+
 // TestYAMLRoundTrip: what explain shows can be saved and used, and means the
 // same to a reader of YAML 1.1.
 func TestYAMLRoundTrip(t *testing.T) {

@@ -196,11 +196,6 @@ func (cs *checks) require(r probes.Require) {
 			cs.bad(fmt.Sprintf("require.modules[%d]", i), "%q is no module name: want one as in lsmod, such as iscsi_tcp", m)
 		}
 	}
-	for i, u := range r.Units {
-		if u.Enabled == nil && u.Active == nil {
-			cs.bad(fmt.Sprintf("require.units[%d]", i), "asks for nothing: give enabled, active or both")
-		}
-	}
 	for _, name := range slices.Sorted(maps.Keys(r.Sysctls)) {
 		at, value := "require.sysctls."+name, strings.TrimSpace(r.Sysctls[name])
 		if !sysctlName.MatchString(name) {
