@@ -7,9 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,6 +201,67 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 	if d := cmp.Diff(*Default(), forNode(t, c, nil)); d != "" {
 		t.Errorf("examples/configmap.yaml (-want +got)\n%s", d)
+	}
+}
+
+// TestExampleHasEveryKey: examples/config.yaml is where users look a key up.
+func TestExampleHasEveryKey(t *testing.T) {
+	data, err := os.ReadFile("../../examples/config.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var example any
+	if err := yaml.Unmarshal(data, &example); err != nil {
+		t.Fatal(err)
+	}
+	everyKey(t, "", reflect.TypeFor[document](), []any{example})
+	for _, common := range []string{"enabled: false", "required: true", "interval: 5m"} {
+		if !bytes.Contains(data, []byte("#   "+common+" ")) {
+			t.Errorf("no comment says what %s does to a probe", common)
+		}
+	}
+}
+
+// everyKey looks in any of several values for each key of a type.
+func everyKey(t *testing.T, path string, typ reflect.Type, values []any) {
+	t.Helper()
+	for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice || typ.Kind() == reflect.Map {
+		var inner []any
+		for _, v := range values {
+			switch v := v.(type) {
+			case []any:
+				inner = append(inner, v...)
+			case map[string]any:
+				if typ.Kind() == reflect.Map {
+					inner = slices.AppendSeq(inner, maps.Values(v))
+				} else {
+					inner = append(inner, v)
+				}
+			}
+		}
+		values, typ = inner, typ.Elem()
+	}
+	if path == "overrides" { // the sections stand outside already
+		typ = reflect.TypeFor[struct {
+			NodeSelector map[string]string `json:"nodeSelector"`
+		}]()
+	}
+	fields := structFields(typ)
+	for _, key := range keysOf(fields) {
+		if f := typ.FieldByIndex(fields[key][:1]); f.Type == reflect.TypeFor[probes.Common]() {
+			continue // told in a comment for all probes
+		}
+		var found []any
+		for _, v := range values {
+			if m, ok := v.(map[string]any); ok && m[key] != nil {
+				found = append(found, m[key])
+			}
+		}
+		if len(found) == 0 {
+			t.Errorf("examples/config.yaml has no %s", below(path, key))
+			continue
+		}
+		everyKey(t, below(path, key), typ.FieldByIndex(fields[key]).Type, found)
 	}
 }
 
