@@ -609,8 +609,8 @@ func (c *pidCheck) checkForks(units []string, pods podsPIDs) {
 			c.failed(err)
 			continue
 		}
-		own, ownFirst := c.growth("own "+name, count.own)
-		below, belowFirst := c.growth("below "+name, count.below)
+		own, ownFirst := grown(c.in.Memory, "forks own "+name, count.own)
+		below, belowFirst := grown(c.in.Memory, "forks below "+name, count.below)
 		scope := path.Base(name)
 		switch {
 		case name == pods.path:
@@ -656,16 +656,15 @@ func (c *pidCheck) checkForks(units []string, pods podsPIDs) {
 	}
 }
 
-// growth returns by how much a count has grown since the last pass, and whether
+// grown returns by how much a count has grown since the last pass, and whether
 // this is the first look at it, when nobody knows. A count that is lower than it
 // was belongs to a group made anew, or lacks groups that are gone.
-func (c *pidCheck) growth(key string, n int64) (grown int64, first bool) {
-	key = "forks " + key
-	before := c.in.Memory.Best(key, 0) - 1 // stored one higher: 0 is "never seen"
+func grown(m *Memory, key string, n int64) (by int64, first bool) {
+	before := m.Best(key, 0) - 1 // stored one higher: 0 is "never seen"
 	if n < before {
-		c.in.Memory.Forget(key)
+		m.Forget(key)
 	}
-	c.in.Memory.Best(key, n+1)
+	m.Best(key, n+1)
 	return max(0, n-max(0, before)), before < 0
 }
 

@@ -1,0 +1,5 @@
+package probes
+
+import "testing"
+
+func TestOOM(t *testing.T) { runCases(t, "oom", DefaultOOM) }
