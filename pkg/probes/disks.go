@@ -1,19 +1,45 @@
 package probes
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/unit"
 
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
 )
 
-// Disks checks.
+// Disks checks block devices, what is mounted from them, and the names by which
+// the host's configuration finds them again after a reboot.
 type Disks struct {
 	Common
+	// LeftoverAfter is how long a device or a staged volume that nothing uses
+	// may stay before it is told.
+	LeftoverAfter Duration `json:"leftoverAfter,omitempty"`
+	// ThinPoolWarnAt and ThinPoolCriticalAt are the shares of a thin pool's
+	// data or metadata in use at which it is told.
+	ThinPoolWarnAt     Percent `json:"thinPoolWarnAt,omitempty"`
+	ThinPoolCriticalAt Percent `json:"thinPoolCriticalAt,omitempty"`
 }
 
 // DefaultDisks returns the default settings.
-func DefaultDisks() Disks { return Disks{} }
+func DefaultDisks() Disks {
+	return Disks{
+		LeftoverAfter:      Duration(10 * time.Minute),
+		ThinPoolWarnAt:     85,
+		ThinPoolCriticalAt: 95,
+	}
+}
 
 // Name implements [Probe].
 func (Disks) Name() string { return "disks" }
@@ -22,12 +48,777 @@ func (Disks) Name() string { return "disks" }
 func (Disks) Condition() string { return ConditionPrefix + "DiskProblem" }
 
 // Rules implements [Probe].
-func (Disks) Rules() []finding.Rule { return nil }
+func (Disks) Rules() []finding.Rule {
+	return []finding.Rule{
+		{
+			Reason: "RequiredDeviceMissing", Severity: finding.Critical,
+			Means:      "A device the configuration requires is not on this host, or is smaller than required.",
+			Do:         "Attach the device, or correct the name under require.devices; the names there are stand in /dev/disk.",
+			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device",
+		},
+		{
+			Reason: "RequiredDeviceNotMounted", Severity: finding.Critical,
+			Means:      "A required device is there but not mounted where it must be, or with another file system.",
+			Do:         "Mount it (systemctl start the mount unit, mount -a) and read the unit's log for why it was not.",
+			HoldBefore: 10 * time.Second, HoldWhy: "a device and its mount do not appear in the same instant",
+		},
+		{
+			Reason: "MountedDeviceGone", Severity: finding.Critical,
+			Means: "The device below a mounted file system no longer exists; writes are lost even where the kernel accepts them.",
+			Do:    "Stop what uses the mount, unmount it, bring the device back and check the file system before mounting it again.",
+		},
+		{
+			Reason: "FilesystemReadOnly", Severity: finding.Critical,
+			Means: "After an error a file system refuses writes; mount tables and statvfs may still call it writable.",
+			Do:    "Stop what uses it, unmount it, find the cause in the kernel log, run fsck (xfs_repair) and mount it again.",
+		},
+		{
+			Reason: "FilesystemErrors", Severity: finding.Warning,
+			Means: "A file system found errors in itself since it was mounted and goes on writing (errors=continue).",
+			Do:    "Plan a time to unmount it and run e2fsck -f, which also clears the count; consider errors=remount-ro.",
+		},
+		{
+			Reason: "MountSourceStale", Severity: finding.Warning,
+			Means:      "The name by which fstab, a mount unit or the configuration finds a device now leads to another device than the mounted one, or to none.",
+			Do:         "Find out which of the two devices is meant before the next reboot or remount picks the named one.",
+			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device",
+		},
+		{
+			Reason: "UnstableDeviceName", Severity: finding.Warning,
+			Means: "fstab or a mount unit names a device by the order in which the kernel found it, on a host with more than one disk.",
+			Do:    "Write UUID=, or a name from /dev/disk/by-id, in its place (blkid and ls -l /dev/disk/by-id tell them).",
+		},
+		{
+			Reason: "DuplicateDeviceID", Severity: finding.Critical,
+			Means:      "Two disks carry one identity although their size, serial number or target shows that they are two; udev and multipath take them for one, and data meant for one is written to the other.",
+			Do:         "Give one of the two an identity of its own on the storage system (clones and copied targets need a new serial or wwid). Where two arrays mirror one volume under one identity, mute the finding for it.",
+			HoldBefore: time.Minute, HoldWhy: "a volume that grows is rescanned path by path, and its paths differ in size meanwhile",
+		},
+		{
+			Reason: "DeviceOffline", Severity: finding.Critical, Also: []finding.Severity{finding.Warning},
+			Means:     "The kernel gave a disk up, or waits for it; a warning while a multipath map still has another way to it, or nothing uses it.",
+			Do:        "Look at the path to the disk: cable, switch, target, session; the kernel log says when and why it went.",
+			HoldClear: 30 * time.Second, HoldWhy: "a failing path comes and goes",
+		},
+		{
+			Reason: "DeviceMissingFromArray", Severity: finding.Warning,
+			Means: "An array lacks a member; depending on its level one more failure loses its data.",
+			Do:    "Replace the disk and add it (mdadm --manage /dev/mdX --add), then watch /proc/mdstat.",
+		},
+		{
+			Reason: "ThinPoolNearFull", Severity: finding.Warning, Also: []finding.Severity{finding.Critical},
+			Means: "A device-mapper thin pool is nearly full, full, or has failed; at full, writes of every volume in it hang or fail.",
+			Do:    "Extend the pool (lvextend, for metadata lvextend --poolmetadatasize) or free space in it (fstrim, removing snapshots).",
+		},
+		{
+			Reason: "MountUnresponsive", Severity: finding.Warning, Also: []finding.Severity{finding.Critical},
+			Means:      "A network or CSI mount does not answer, or answers with an error only; critical when processes are stuck on it or a pod has it.",
+			Do:         "Restore the server or the CSI driver behind it; processes stuck on it end when it answers. umount -f or -l helps when it will not.",
+			HoldBefore: 30 * time.Second, HoldWhy: "a file server that fails over is silent for some seconds",
+		},
+		{
+			Reason: "LeftoverDevice", Severity: finding.Warning,
+			Means: "Something a detached volume left behind: a disk that is offline or of size 0 and unused, or a staged volume no pod uses.",
+			Do:    "Make sure the volume is detached, then echo 1 > /sys/block/DISK/device/delete, or unmount the staging path; restarting the kubelet often cleans up the latter.",
+		},
+	}
+}
 
 // Validate implements [Probe].
-func (p Disks) Validate() error { return nil }
+func (p Disks) Validate() error {
+	errs := []error{positive("leftoverAfter", p.LeftoverAfter)}
+	if p.ThinPoolWarnAt <= 0 {
+		errs = append(errs, fieldErr("thinPoolWarnAt", "want more than 0%%"))
+	}
+	if p.ThinPoolWarnAt > p.ThinPoolCriticalAt {
+		errs = append(errs, fieldErr("thinPoolWarnAt", "%s is above thinPoolCriticalAt, %s", p.ThinPoolWarnAt, p.ThinPoolCriticalAt))
+	}
+	return errors.Join(errs...)
+}
+
+// passingAfter is how long a device may be in a state that should pass, such as
+// "blocked" or "connecting".
+const passingAfter = 30 * time.Second
+
+// diskPass is what one pass of the probe knows.
+type diskPass struct {
+	Disks
+	Input
+	result   finding.Result
+	errs     []error
+	tree     *blockTree
+	devices  blockDevices
+	declared []declaredMount
+	mounts   mountTable
+	// mounted are the mounted block devices, in the order of the mount table.
+	mounted []*mountedDevice
+	// onDisk is mounted by every device it lies on; see usersOf.
+	onDisk map[string][]*mountedDevice
+	events *filesystemEvents
+}
+
+// mountedDevice is a block device with its mounts.
+type mountedDevice struct {
+	Dev host.DevNum
+	// Name is empty when the device is gone.
+	Name   blockName
+	Gone   bool
+	Mounts []mount
+}
+
+func (d *mountedDevice) fsType() string { return d.Mounts[0].FSType }
+
+// superOptions are the options of the file system (mountinfo field 11), the
+// same for all its mounts.
+func (d *mountedDevice) superOptions() string { return d.Mounts[0].VFSOptions }
+
+// device is how to call the device in a sentence.
+func (d *mountedDevice) device() string {
+	if d.Name.Name != "" {
+		return d.Name.Name
+	}
+	return shown(d.Mounts[0].Source)
+}
+
+func (p *diskPass) fail(err error) {
+	if err != nil {
+		p.errs = append(p.errs, err)
+	}
+}
 
 // Check implements [Probe].
 func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
-	return finding.Result{}, errors.New("this probe is being written")
+	pass := &diskPass{Disks: p, Input: in, tree: newBlockTree(in.Host)}
+	var err error
+	pass.devices, err = pass.tree.inventory(ctx)
+	pass.fail(err)
+	pass.declared, err = declaredMounts(ctx, in.Host)
+	pass.fail(err)
+	pass.mounts, err = readMounts(ctx, in, pass.filter())
+	pass.fail(err)
+	pass.groupMounts(ctx)
+
+	pass.checkGone(ctx)
+	for _, d := range pass.mounted {
+		pass.checkFilesystem(ctx, d)
+	}
+	asked := pass.checkAnswers(ctx)
+	pass.checkRequired(ctx)
+	pass.checkSources(ctx)
+	pass.checkNames(ctx)
+	pass.checkIdentities(ctx)
+	pass.checkDisks(ctx)
+	pass.checkNVMe(ctx)
+	pass.checkArrays(ctx)
+	pass.checkThinPools(ctx)
+	pass.checkStaged(ctx)
+
+	pass.summarise(asked)
+	return pass.result, errors.Join(pass.errs...)
+}
+
+func (p *diskPass) summarise(asked int) {
+	n := len(p.devices.Disks)
+	if n == 0 && len(p.mounted) == 0 && asked == 0 && len(p.Require.Devices) == 0 {
+		p.result.NotApplicable = true
+		p.result.Summary = "no block device here and none required"
+		return
+	}
+	parts := []string{countOf(len(p.mounted), "mounted block device", "mounted block devices"), countOf(n, "disk", "disks")}
+	if asked > 0 {
+		parts = append(parts, countOf(asked, "network, CSI or XFS mount asked", "network, CSI or XFS mounts asked"))
+	}
+	if n := len(p.Require.Devices); n > 0 {
+		parts = append(parts, countOf(n, "required device looked for", "required devices looked for"))
+		if len(p.result.Findings) == 0 && len(p.errs) == 0 {
+			parts[len(parts)-1] = countOf(n, "required device present", "required devices present")
+		}
+	}
+	p.result.Summary = strings.Join(parts, ", ")
+}
+
+// filter keeps, besides what is always of interest, whatever is mounted where a
+// block device should be.
+func (p *diskPass) filter() mountFilter {
+	f := mountFilter{Points: map[string]bool{}}
+	for _, d := range p.declared {
+		if d.isDevice() {
+			f.Points[d.Point] = true
+		}
+	}
+	for _, d := range p.Require.Devices {
+		if d.MountedAt != "" {
+			f.Points[d.MountedAt] = true
+		}
+	}
+	return f
+}
+
+// groupMounts gathers the mounts of each block device and looks the device up:
+// mountinfo -> maj:min -> sysfs.
+func (p *diskPass) groupMounts(ctx context.Context) {
+	byDev := map[host.DevNum]*mountedDevice{}
+	sources := map[string]host.DevNum{}
+	for _, m := range p.mounts.Mounts {
+		dev := m.Dev
+		if dev.Major == 0 {
+			// btrfs has a device number of its own for each subvolume; the
+			// source is all that leads to a disk.
+			if m.FSType != "btrfs" {
+				continue
+			}
+			var ok bool
+			if dev, ok = sources[m.Source]; !ok {
+				var err error
+				if dev, err = p.tree.resolve(ctx, m.Source); err != nil {
+					p.fail(unlessGone(err))
+					// Its own number stands for a device that is gone;
+					// the root's source may be a name from the initramfs.
+					if dev = (host.DevNum{}); isGone(err) && m.Source != "/dev/root" && !strings.HasPrefix(m.Source, "/dev/disk/") {
+						dev = m.Dev
+					}
+				}
+				sources[m.Source] = dev
+			}
+			if dev == (host.DevNum{}) {
+				continue
+			}
+		}
+		d := byDev[dev]
+		if d == nil {
+			d = &mountedDevice{Dev: dev}
+			byDev[dev] = d
+			p.mounted = append(p.mounted, d)
+		}
+		d.Mounts = append(d.Mounts, m)
+	}
+	if len(p.mounted) == 0 {
+		return
+	}
+	if _, err := p.Host.Lstat(ctx, "/sys/dev/block"); err != nil {
+		p.fail(fmt.Errorf("mounted devices: %w", err))
+		return
+	}
+	for _, d := range p.mounted {
+		if d.Dev.Major == 0 {
+			d.Gone = true
+			continue
+		}
+		name, err := p.tree.byNumber(ctx, d.Dev)
+		switch {
+		case err == nil:
+			d.Name = name
+		case isGone(err):
+			d.Gone = true
+		default:
+			p.fail(err)
+		}
+	}
+}
+
+// checkGone tells mounts whose device the kernel no longer has. The mount table
+// and sysfs are not read in one instant: a volume that is just being detached
+// is unmounted first, so what seems gone is looked up in the table again.
+func (p *diskPass) checkGone(ctx context.Context) {
+	if !slices.ContainsFunc(p.mounted, func(d *mountedDevice) bool { return d.Gone }) {
+		return
+	}
+	again, err := readMounts(ctx, p.Input, mountFilter{})
+	if err != nil && len(again.Mounts) == 0 {
+		p.fail(err)
+		return
+	}
+	still := map[host.DevNum]bool{}
+	for _, m := range again.Mounts {
+		still[m.Dev] = true
+	}
+	for _, d := range p.mounted {
+		if !d.Gone || !still[d.Dev] {
+			continue
+		}
+		source := fmt.Sprintf("/sys/dev/block/%d:%d", d.Dev.Major, d.Dev.Minor)
+		if d.Dev.Major == 0 {
+			source = shown(d.Mounts[0].Source)
+		}
+		subject, label, evidence := p.describe(ctx, d)
+		p.result.Add(finding.Finding{
+			Reason: "MountedDeviceGone", Severity: finding.Critical, Subject: subject,
+			Message: fmt.Sprintf("%s is still mounted but its device is gone from this host: what is written there is lost", label),
+			Evidence: append([]finding.Evidence{
+				{Source: source, Observed: "not there", Expected: "the device below the mount"},
+				{Source: d.Mounts[0].Table, Observed: mountLine(d.Mounts[0])},
+			}, evidence...),
+		})
+	}
+}
+
+// mountLine is a mount as evidence shows it.
+func mountLine(m mount) string {
+	return shown(fmt.Sprintf("%d:%d %s %s - %s %s %s", m.Dev.Major, m.Dev.Minor, m.Mountpoint, m.Options, m.FSType, m.Source, m.VFSOptions))
+}
+
+// describe names a mounted device for an operator: by its PersistentVolume
+// where the kubelet mounted it, else by its mount point.
+func (p *diskPass) describe(ctx context.Context, d *mountedDevice) (subject, label string, evidence []finding.Evidence) {
+	on := d.fsType() + " on " + d.device()
+	if len(d.Mounts) > 0 && isNetworkFS(d.fsType()) {
+		on = d.fsType()
+	}
+	m, v, ok := volumeOf(d.Mounts)
+	if !ok {
+		main := mainMount(d.Mounts)
+		return shown(main.Mountpoint), fmt.Sprintf("%s (%s)", shown(main.Mountpoint), on), nil
+	}
+	what := "volume " + shown(v.Name)
+	subject = shown(v.Name)
+	if v.Name == "" {
+		what, subject = "the volume staged at "+shown(m.Mountpoint), shown(m.Mountpoint)
+	}
+	data, err := readVolumeData(ctx, p.Host, v)
+	switch {
+	case err == nil:
+		if data.PV != "" && data.Lifecycle != "Ephemeral" {
+			what, subject = "PersistentVolume "+shown(data.PV), shown(data.PV)
+		}
+		if data.Driver != "" {
+			on = shown(data.Driver) + ", " + on
+		}
+		evidence = append(evidence, finding.Evidence{Source: shown(v.Dir + "/vol_data.json"), Observed: "volumeHandle " + shown(data.Handle)})
+	case v.Plugin == "csi" && v.Pod != "":
+		what = "PersistentVolume " + shown(v.Name)
+	}
+	if v.Pod != "" {
+		evidence = append(evidence, finding.Evidence{Source: m.Table, Observed: "mounted for pod " + shown(v.Pod)})
+	}
+	return subject, fmt.Sprintf("%s (%s)", what, on), evidence
+}
+
+// volumeOf picks the mount that tells most about a volume: a pod's over the
+// global one. Directories of a file system that is more than a volume (the
+// host's own, with a subPath in it) do not name it.
+func volumeOf(mounts []mount) (best mount, v volume, ok bool) {
+	for _, m := range mounts {
+		if m.Root != "/" && !isNetworkFS(m.FSType) {
+			continue
+		}
+		found, is := volumeAt(m.Mountpoint)
+		if !is || found.Dir == "" {
+			continue
+		}
+		better := !ok || v.Global && !found.Global || v.Global == found.Global && m.Mountpoint < best.Mountpoint
+		if better {
+			best, v, ok = m, found, true
+		}
+	}
+	return best, v, ok
+}
+
+// mainMount is the one to name a file system by: the whole of it before a part,
+// a host's path before a container's, the shortest.
+func mainMount(mounts []mount) mount {
+	return slices.MinFunc(mounts, func(a, b mount) int {
+		part := func(m mount) int {
+			if m.Root == "/" {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(part(a)-part(b), len(a.Mountpoint)-len(b.Mountpoint), strings.Compare(a.Mountpoint, b.Mountpoint))
+	})
+}
+
+// jobQueued reports whether systemd is about to mount or unmount a path.
+func (p *diskPass) jobQueued(ctx context.Context, point string) bool {
+	if !path.IsAbs(point) {
+		return false
+	}
+	units, err := p.Host.Units(ctx, unit.UnitNamePathEscape(point)+".mount")
+	if err != nil {
+		if !errors.Is(err, host.ErrNoSystemd) && !errors.Is(err, host.ErrNotLive) {
+			p.fail(fmt.Errorf("mount unit of %s: %w", shown(point), err))
+		}
+		return false
+	}
+	return len(units) == 1 && units[0].Job
+}
+
+// checkRequired looks for the devices the configuration requires.
+func (p *diskPass) checkRequired(ctx context.Context) {
+	for _, want := range p.Require.Devices {
+		m, err := p.match(ctx, want)
+		if err != nil {
+			p.fail(fmt.Errorf("required device %s: %w", want.ID, err))
+			continue
+		}
+		if len(m.good) < max(want.Count, 1) {
+			p.result.Add(p.requiredMissing(ctx, want, m))
+			continue
+		}
+		if want.MountedAt != "" {
+			p.checkMountedAt(ctx, want, m.good)
+		}
+	}
+}
+
+// requiredMatch is what stands behind the name of a required device.
+type requiredMatch struct {
+	good     []foundDevice
+	small    []foundDevice
+	dangling []string
+	// others is how many names the directory has.
+	others int
+	dir    string
+}
+
+type foundDevice struct {
+	Link    string
+	Dev     host.DevNum
+	Name    blockName
+	Sectors uint64
+}
+
+// partitionLink ends the names udev gives to partitions.
+var partitionLink = regexp.MustCompile(`-part\d+$`)
+
+func (p *diskPass) match(ctx context.Context, want RequiredDevice) (requiredMatch, error) {
+	m := requiredMatch{dir: path.Dir(want.ID)}
+	links, err := p.expand(ctx, want.ID, &m)
+	if err != nil {
+		return m, err
+	}
+	seen := map[host.DevNum]bool{}
+	for _, link := range links {
+		dev, err := p.tree.resolve(ctx, link)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := p.Host.Lstat(ctx, link); err == nil {
+				m.dangling = append(m.dangling, link)
+			}
+			continue
+		}
+		if err != nil {
+			return m, err
+		}
+		if seen[dev] {
+			continue
+		}
+		seen[dev] = true
+		name, err := p.tree.byNumber(ctx, dev)
+		if isGone(err) { // the node outlived the device
+			m.dangling = append(m.dangling, link)
+			continue
+		}
+		if err != nil {
+			return m, err
+		}
+		f := foundDevice{Link: link, Dev: dev, Name: name}
+		if want.MinSize != nil {
+			if f.Sectors, err = p.tree.sectors(ctx, name); err != nil {
+				return m, err
+			}
+			if f.Sectors < uint64(max(want.MinSize.Value(), 0)+sectorSize-1)/sectorSize {
+				m.small = append(m.small, f)
+				continue
+			}
+		}
+		m.good = append(m.good, f)
+	}
+	return m, nil
+}
+
+// expand lists the names that match a pattern, directory by directory. A
+// pattern means whole disks unless it says -part itself.
+func (p *diskPass) expand(ctx context.Context, pattern string, m *requiredMatch) ([]string, error) {
+	found := []string{"/"}
+	for component := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
+		if !strings.ContainsAny(component, `*?[\`) {
+			for i := range found {
+				found[i] = path.Join(found[i], component)
+			}
+			continue
+		}
+		var next []string
+		for _, dir := range found {
+			names, err := p.Host.ReadDir(ctx, dir)
+			if err != nil {
+				if unlessGone(err) != nil {
+					return nil, err
+				}
+				continue
+			}
+			m.others += len(names)
+			for _, name := range names {
+				if ok, _ := path.Match(component, name); ok && (!partitionLink.MatchString(name) || strings.Contains(component, "-part")) {
+					next = append(next, path.Join(dir, name))
+				}
+			}
+		}
+		found = next
+	}
+	return found, nil
+}
+
+func (p *diskPass) requiredMissing(ctx context.Context, want RequiredDevice, m requiredMatch) finding.Finding {
+	count := max(want.Count, 1)
+	f := finding.Finding{Reason: "RequiredDeviceMissing", Severity: finding.Critical, Subject: want.ID}
+	switch {
+	case len(m.small) > 0:
+		f.Message = fmt.Sprintf("%s: %s of at least %s required, %d there", want.ID, countOf(count, "device is", "devices are"), want.MinSize, len(m.good))
+	case count > 1:
+		f.Message = fmt.Sprintf("%s: %d devices are required, %d there", want.ID, count, len(m.good))
+	default:
+		f.Message = fmt.Sprintf("the required device %s is not on this host", want.ID)
+	}
+	for _, s := range m.small {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: s.Name.dir() + "/size",
+			Observed: strconv.FormatUint(s.Sectors*sectorSize, 10) + " bytes (" + s.Link + ")", Expected: "at least " + want.MinSize.String()})
+	}
+	for _, d := range m.dangling {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: shown(d), Observed: "the name is there, its device is not"})
+	}
+	if len(f.Evidence) == 0 {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: m.dir, Observed: fmt.Sprintf("%s under that name", countOf(len(m.good), "device", "devices")), Expected: strconv.Itoa(count)})
+	}
+	return p.explainMissing(ctx, want, f)
+}
+
+// explainMissing adds why a name may be missing although its disk is there.
+func (p *diskPass) explainMissing(ctx context.Context, want RequiredDevice, f finding.Finding) finding.Finding {
+	claim := strings.TrimPrefix(want.ID, "/dev/")
+	for _, d := range p.devices.Disks {
+		dev, err := p.numberOf(ctx, d.Name)
+		if err != nil {
+			continue
+		}
+		record, err := readUdev(ctx, p.Host, dev)
+		if err == nil && slices.Contains(record.Links, claim) {
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: fmt.Sprintf("/run/udev/data/b%d:%d", dev.Major, dev.Minor),
+				Observed: d.Name + " claims the name, but the link is not in /dev", Expected: "a link; udevadm trigger makes it anew"})
+		}
+	}
+	// Azure's two sets of rules name one data disk differently.
+	if lun, ok := strings.CutPrefix(want.ID, "/dev/disk/azure/scsi1/lun"); ok {
+		other := "/dev/disk/azure/data/by-lun/" + lun
+		if _, err := p.tree.resolve(ctx, other); err == nil {
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: other, Observed: "there: azure-vm-utils names LUN " + lun + " so"})
+		}
+	}
+	return f
+}
+
+func (p *diskPass) numberOf(ctx context.Context, disk string) (host.DevNum, error) {
+	text, err := p.tree.attribute(ctx, "/sys/block/"+disk+"/dev")
+	if err != nil {
+		return host.DevNum{}, err
+	}
+	var d host.DevNum
+	if n, _ := fmt.Sscanf(text, "%d:%d", &d.Major, &d.Minor); n != 2 {
+		return host.DevNum{}, fmt.Errorf("/sys/block/%s/dev: not a device number", disk)
+	}
+	return d, nil
+}
+
+// checkMountedAt holds the mount at a required path against the device.
+func (p *diskPass) checkMountedAt(ctx context.Context, want RequiredDevice, found []foundDevice) {
+	f := finding.Finding{Reason: "RequiredDeviceNotMounted", Severity: finding.Critical, Subject: want.MountedAt}
+	m, ok := p.mounts.at(want.MountedAt)
+	expected := fmt.Sprintf("%s (%s)", want.ID, found[0].Name.Name)
+	switch {
+	case !ok:
+		if len(p.mounts.Mounts) == 0 && len(p.errs) > 0 { // no mount table, and that is told
+			return
+		}
+		f.Message = fmt.Sprintf("the required device %s (%s) is not mounted at %s: what is written there goes to another file system", want.ID, found[0].Name.Name, want.MountedAt)
+		f.Evidence = []finding.Evidence{{Source: ownMountTable, Observed: "nothing mounted at " + want.MountedAt, Expected: expected}}
+	case !p.mountIsOn(ctx, m, found):
+		f.Message = fmt.Sprintf("%s holds %s, not the required device %s (%s)", want.MountedAt, p.mountedFrom(ctx, m), want.ID, found[0].Name.Name)
+		f.Evidence = []finding.Evidence{{Source: m.Table, Observed: mountLine(m), Expected: expected}}
+	case want.FSType != "" && m.FSType != want.FSType:
+		f.Message = fmt.Sprintf("%s is %s, not %s as required", want.MountedAt, m.FSType, want.FSType)
+		f.Evidence = []finding.Evidence{{Source: m.Table, Observed: mountLine(m), Expected: want.FSType}}
+	default:
+		return
+	}
+	if !p.jobQueued(ctx, want.MountedAt) {
+		p.result.Add(f)
+	}
+}
+
+// mountIsOn reports whether a mount is of one of the devices, or of something
+// that lies on it: a partition, a volume of LVM, a map.
+func (p *diskPass) mountIsOn(ctx context.Context, m mount, found []foundDevice) bool {
+	for _, d := range p.mounted {
+		if !slices.ContainsFunc(d.Mounts, func(o mount) bool { return o.Info == m.Info }) {
+			continue
+		}
+		line, err := p.tree.lineage(ctx, d.Name)
+		p.fail(err)
+		return slices.ContainsFunc(found, func(f foundDevice) bool { return f.Dev == d.Dev || slices.Contains(line, f.Name.Name) })
+	}
+	return false
+}
+
+// mountedFrom is where a mount comes from, in words.
+func (p *diskPass) mountedFrom(ctx context.Context, m mount) string {
+	if name, err := p.tree.byNumber(ctx, m.Dev); err == nil {
+		return name.Name
+	}
+	return shown(m.FSType + " " + m.Source)
+}
+
+// checkSources compares the names fstab, mount units and the configuration give
+// to a device with what is mounted. mountinfo never keeps the name that was
+// used, except for a root that the initramfs mounted.
+func (p *diskPass) checkSources(ctx context.Context) {
+	names := slices.Clone(p.declared)
+	for _, want := range p.Require.Devices {
+		if want.MountedAt != "" && !strings.ContainsAny(want.ID, `*?[\`) {
+			names = append(names, declaredMount{Spec: want.ID, Point: want.MountedAt, Source: "require.devices"})
+		}
+	}
+	if root, ok := p.mounts.at("/"); ok && strings.HasPrefix(root.Source, "/dev/disk/") {
+		names = append(names, declaredMount{Spec: root.Source, Point: "/", Source: root.Table})
+	}
+	stale := map[string]*finding.Finding{}
+	var order []string
+	for _, n := range names {
+		if !n.isDevice() {
+			continue
+		}
+		m, ok := p.mounts.at(n.Point)
+		if !ok {
+			continue
+		}
+		d := p.deviceOf(m)
+		if d == nil || d.Gone || d.Name.Name == "" {
+			continue
+		}
+		observed, message, err := p.compare(ctx, n, d)
+		if err != nil {
+			p.fail(fmt.Errorf("%s: %w", n.Source, err))
+			continue
+		}
+		if observed == "" {
+			continue
+		}
+		e := finding.Evidence{Source: n.Source, Observed: observed, Expected: d.Name.Name}
+		if f := stale[n.Point]; f != nil {
+			f.Evidence = append(f.Evidence, e)
+			continue
+		}
+		stale[n.Point] = &finding.Finding{Reason: "MountSourceStale", Severity: finding.Warning, Subject: shown(n.Point), Message: message, Evidence: []finding.Evidence{e}}
+		order = append(order, n.Point)
+	}
+	for _, point := range order {
+		if !p.jobQueued(ctx, point) {
+			p.result.Add(*stale[point])
+		}
+	}
+}
+
+// deviceOf finds the mounted device a mount belongs to; nil when it is none.
+func (p *diskPass) deviceOf(m mount) *mountedDevice {
+	i := slices.IndexFunc(p.mounted, func(d *mountedDevice) bool {
+		return slices.ContainsFunc(d.Mounts, func(o mount) bool { return o.Info == m.Info })
+	})
+	if i < 0 {
+		return nil
+	}
+	return p.mounted[i]
+}
+
+// compare resolves a name and says what it leads to if not to the device.
+func (p *diskPass) compare(ctx context.Context, n declaredMount, d *mountedDevice) (observed, message string, err error) {
+	dev, err := p.tree.resolve(ctx, n.link())
+	if errors.Is(err, fs.ErrNotExist) {
+		return shown(n.Spec) + " names no device",
+			fmt.Sprintf("%s is mounted from %s, but %s, the name %s has for it, leads to no device: the next mount will fail", shown(n.Point), d.Name.Name, shown(n.Spec), inWords(n.Source)), nil
+	}
+	if err != nil || dev == d.Dev {
+		return "", "", err
+	}
+	named, err := p.tree.byNumber(ctx, dev)
+	if err != nil {
+		return "", "", unlessGone(err)
+	}
+	// A path of a multipath map carries the map's name until udev has handled
+	// the map, and a btrfs of several disks answers to each of them.
+	if d.fsType() == "btrfs" && p.sameBtrfs(ctx, named, d.Name) {
+		return "", "", nil
+	}
+	up, err := p.tree.lineage(ctx, d.Name)
+	if err != nil || slices.Contains(up, named.Name) {
+		return "", "", err
+	}
+	down, err := p.tree.lineage(ctx, named)
+	if err != nil || slices.Contains(down, d.Name.Name) {
+		return "", "", err
+	}
+	return shown(n.Spec) + " is " + named.Name,
+		fmt.Sprintf("%s is mounted from %s, but %s, the name %s has for it, now is %s: the next mount takes another device", shown(n.Point), d.Name.Name, shown(n.Spec), inWords(n.Source), named.Name), nil
+}
+
+func inWords(source string) string {
+	if source == "require.devices" {
+		return "the agent's configuration"
+	}
+	return source
+}
+
+// sameBtrfs reports whether two devices are members of one btrfs.
+func (p *diskPass) sameBtrfs(ctx context.Context, a, b blockName) bool {
+	systems, err := p.Host.ReadDir(ctx, "/sys/fs/btrfs")
+	if err != nil {
+		return false
+	}
+	for _, s := range systems {
+		members, err := p.Host.ReadDir(ctx, "/sys/fs/btrfs/"+s+"/devices")
+		if err == nil && slices.Contains(members, a.Name) && slices.Contains(members, b.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// unstableName matches the names the kernel gives in the order in which it
+// finds disks.
+var unstableName = regexp.MustCompile(`^/dev/(sd[a-z]+|nvme\d+n\d+p?|xvd[a-z]+|vd[a-z]+|hd[a-z]+)\d*$`)
+
+// checkNames looks for unstable names, where it matters: with a single disk
+// there is nothing it could be mistaken for.
+func (p *diskPass) checkNames(ctx context.Context) {
+	var unstable []declaredMount
+	for _, d := range p.declared {
+		// noauto: mounted by hand, by somebody who looks.
+		if d.isDevice() && unstableName.MatchString(d.Spec) && (!hasOption(d.Options, "noauto") || hasOption(d.Options, "x-systemd.automount")) {
+			unstable = append(unstable, d)
+		}
+	}
+	if len(unstable) == 0 {
+		return
+	}
+	fixed := 0
+	for _, d := range p.devices.Disks {
+		removable, err := p.tree.attribute(ctx, "/sys/block/"+d.Name+"/removable")
+		p.fail(err)
+		if err == nil && removable != "1" {
+			fixed++
+		}
+	}
+	if fixed < 2 {
+		return
+	}
+	told := map[string]int{}
+	for _, d := range unstable {
+		e := finding.Evidence{Source: d.Source, Observed: shown(d.Spec + " " + d.Point), Expected: "UUID= or a name from /dev/disk/by-id"}
+		if i, ok := told[d.Spec]; ok {
+			p.result.Findings[i].Evidence = append(p.result.Findings[i].Evidence, e)
+			continue
+		}
+		told[d.Spec] = len(p.result.Findings)
+		p.result.Add(finding.Finding{
+			Reason: "UnstableDeviceName", Severity: finding.Warning, Subject: d.Spec,
+			Message:  fmt.Sprintf("%s names %s, which may be another of this host's %d disks after the next reboot", d.Source, d.Spec, fixed),
+			Evidence: []finding.Evidence{e},
+		})
+	}
 }

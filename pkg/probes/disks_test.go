@@ -1,0 +1,5 @@
+package probes
+
+import "testing"
+
+func TestDisks(t *testing.T) { runCases(t, "disks", DefaultDisks) }
