@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/report"
@@ -74,7 +75,7 @@ func kubeletServer(ctx context.Context, view host.View) string {
 // kubeletClient asks the kubelet of this node with the pod's token, directly:
 // through the API server it would take nodes/proxy, which also allows exec into
 // every pod. It returns nil outside a pod.
-func kubeletClient() func(ctx context.Context, path string) ([]byte, error) {
+func kubeletClient(files func() host.Files) func(ctx context.Context, path string) ([]byte, error) {
 	if _, err := os.Stat(tokenFile); err != nil {
 		return nil
 	}
@@ -88,9 +89,11 @@ func kubeletClient() func(ctx context.Context, path string) ([]byte, error) {
 			TLSClientConfig: &tls.Config{
 				// The kubelet's serving certificate is mostly self-signed; it is
 				// compared with what lies on the host below.
-				InsecureSkipVerify:    true,
-				VerifyPeerCertificate: verifyKubelet,
-				MinVersion:            tls.VersionTLS12,
+				InsecureSkipVerify: true,
+				VerifyConnection: func(state tls.ConnectionState) error {
+					return verifyKubelet(files(), state.PeerCertificates)
+				},
+				MinVersion: tls.VersionTLS12,
 			},
 			MaxIdleConns: 1, IdleConnTimeout: 90 * time.Second,
 		},
@@ -126,21 +129,18 @@ func kubeletClient() func(ctx context.Context, path string) ([]byte, error) {
 	}
 }
 
-// kubeletCertFiles are where a kubelet's serving certificate lies when its
+// kubeletCertFiles are where a kubelet keeps its serving certificate when its
 // config names no other.
 var kubeletCertFiles = []string{"/var/lib/kubelet/pki/kubelet.crt", "/var/lib/kubelet/pki/kubelet-server-current.pem"}
 
 // verifyKubelet accepts a certificate that the cluster's CA has signed, or that
-// lies on this host where the kubelet keeps its own: nobody but root can listen
-// on port 10250 of the loopback address with it.
-func verifyKubelet(raw [][]byte, _ [][]*x509.Certificate) error {
-	if len(raw) == 0 {
+// lies on this host where the kubelet keeps its own: nobody but root can serve
+// with it on port 10250.
+func verifyKubelet(files host.Files, chain []*x509.Certificate) error {
+	if len(chain) == 0 {
 		return errors.New("the kubelet sent no certificate")
 	}
-	leaf, err := x509.ParseCertificate(raw[0])
-	if err != nil {
-		return err
-	}
+	leaf := chain[0]
 	pool := x509.NewCertPool()
 	if ca, err := os.ReadFile(clusterCAFile); err == nil {
 		pool.AppendCertsFromPEM(ca)
@@ -148,13 +148,24 @@ func verifyKubelet(raw [][]byte, _ [][]*x509.Certificate) error {
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
 		return nil
 	}
-	for _, name := range kubeletCertFiles {
-		data, err := os.ReadFile("/proc/1/root" + name)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	names := kubeletCertFiles
+	if data, err := files.ReadFile(ctx, "/var/lib/kubelet/config.yaml"); err == nil {
+		var config struct {
+			TLSCertFile string `json:"tlsCertFile"`
+		}
+		if yaml.Unmarshal(data, &config) == nil && config.TLSCertFile != "" {
+			names = []string{config.TLSCertFile}
+		}
+	}
+	for _, name := range names {
+		data, err := files.ReadFile(ctx, name)
 		if err != nil {
 			continue
 		}
 		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-			if block.Type == "CERTIFICATE" && bytes.Equal(block.Bytes, raw[0]) {
+			if block.Type == "CERTIFICATE" && bytes.Equal(block.Bytes, leaf.Raw) {
 				return nil
 			}
 		}

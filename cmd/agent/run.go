@@ -73,7 +73,8 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	log.Info("starting", "version", version, "node", d.nodeName)
-	view, closeView, err := d.open(kubeletClient())
+	var view host.View
+	view, closeView, err := d.open(kubeletClient(func() host.Files { return view }))
 	if err != nil {
 		return err
 	}

@@ -206,11 +206,11 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 		}
 		p.refreshAt = now.Add(time.Hour + rand.N(15*time.Minute))
 		p.seen(after)
-		if snap != nil && bool(snap.Config.Report.Events) {
-			p.events = append(p.events, plan.events...)
-			// An outage must not grow memory: the newest are worth most.
-			p.events = p.events[max(0, len(p.events)-64):]
-		}
+	}
+	if snap != nil && bool(snap.Config.Report.Events) {
+		p.events = append(p.events, plan.events...)
+		// An outage must not grow memory: the newest are worth most.
+		p.events = p.events[max(0, len(p.events)-64):]
 	}
 	p.postEvents(ctx)
 	if snap != nil && snap.Complete && snap.Quiet == "" {

@@ -1,0 +1,453 @@
+package report
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/hosthygiene/agent/pkg/config"
+	"github.com/hosthygiene/agent/pkg/engine"
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/probes"
+)
+
+// memoryAPI is a Node with the API server's semantics as far as they matter
+// for time: the same behaviour is proved on a real API server in api_test.go.
+type memoryAPI struct {
+	mu      sync.Mutex
+	node    *Node
+	version int
+	patches int
+	posted  map[string]string // by name
+	order   []string          // "Type/Reason: message"
+	fail    error
+	watch   chan *Node
+}
+
+func newMemoryAPI(conditions ...NodeCondition) *memoryAPI {
+	n := new(Node)
+	n.Metadata.Name, n.Metadata.UID, n.Metadata.ResourceVersion = "n1", "uid-1", "100"
+	n.Status.Conditions = conditions
+	return &memoryAPI{node: n, version: 100, posted: map[string]string{}, watch: make(chan *Node, 16)}
+}
+
+func (a *memoryAPI) Follow(ctx context.Context, seen func(*Node)) {
+	seen(a.copy())
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case n := <-a.watch:
+			seen(n)
+		}
+	}
+}
+
+func (a *memoryAPI) copy() *Node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.node == nil {
+		return nil
+	}
+	n := *a.node
+	n.Status.Conditions = slices.Clone(n.Status.Conditions)
+	return &n
+}
+
+// edit changes the node as somebody else would, and the watch tells.
+func (a *memoryAPI) edit(change func(n *Node)) {
+	a.mu.Lock()
+	change(a.node)
+	a.version++
+	a.node.Metadata.ResourceVersion = strconv.Itoa(a.version)
+	a.mu.Unlock()
+	a.watch <- a.copy()
+}
+
+func (a *memoryAPI) PatchConditions(_ context.Context, patch []byte) (*Node, error) {
+	a.mu.Lock()
+	if err := a.fail; err != nil {
+		a.mu.Unlock()
+		// The gate of the real client makes its caller wait.
+		time.Sleep(time.Second)
+		return nil, err
+	}
+	var p struct {
+		Status struct {
+			Conditions []struct {
+				NodeCondition
+				Directive string `json:"$patch"`
+			} `json:"conditions"`
+		} `json:"status"`
+	}
+	if err := json.Unmarshal(patch, &p); err != nil {
+		a.mu.Unlock()
+		return nil, err
+	}
+	a.patches++
+	for _, c := range p.Status.Conditions {
+		i := slices.IndexFunc(a.node.Status.Conditions, func(o NodeCondition) bool { return o.Type == c.Type })
+		switch {
+		case c.Directive == "delete" && i >= 0:
+			a.node.Status.Conditions = slices.Delete(a.node.Status.Conditions, i, i+1)
+		case c.Directive == "delete":
+		case i >= 0:
+			a.node.Status.Conditions[i] = c.NodeCondition
+		default:
+			a.node.Status.Conditions = append(a.node.Status.Conditions, c.NodeCondition)
+		}
+	}
+	a.version++
+	a.node.Metadata.ResourceVersion = strconv.Itoa(a.version)
+	a.mu.Unlock()
+	return a.copy(), nil
+}
+
+func (a *memoryAPI) CreateEvent(_ context.Context, namespace string, event []byte) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var e struct {
+		Metadata struct{ Name, Namespace string }
+		Type     string
+		Reason   string
+		Message  string
+	}
+	if err := json.Unmarshal(event, &e); err != nil {
+		return err
+	}
+	if _, exists := a.posted[e.Metadata.Name]; !exists {
+		a.order = append(a.order, e.Type+"/"+e.Reason)
+	}
+	a.posted[e.Metadata.Name] = e.Message
+	return nil
+}
+
+func (a *memoryAPI) condition(typ string) (NodeCondition, bool) {
+	n := a.copy()
+	i := slices.IndexFunc(n.Status.Conditions, func(c NodeCondition) bool { return c.Type == typ })
+	if i < 0 {
+		return NodeCondition{}, false
+	}
+	return n.Status.Conditions[i], true
+}
+
+type published struct {
+	*memoryAPI
+	*Publisher
+}
+
+func publish(t *testing.T, api *memoryAPI, boot time.Time) published {
+	p := NewPublisher(api, "n1", boot, slog.New(slog.DiscardHandler), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { p.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	synctest.Wait()
+	return published{api, p}
+}
+
+func (p published) report(s engine.Snapshot) {
+	p.Publisher.Report(s)
+	synctest.Wait()
+}
+
+const mp = probes.ConditionPrefix + "mp"
+
+func bad() engine.Snapshot {
+	return snapshot(finding.Report{Probe: "mp", Findings: []finding.Finding{degraded}})
+}
+
+func good() engine.Snapshot { return snapshot(finding.Report{Probe: "mp", Summary: "2 of 2 paths"}) }
+
+func TestPublisherWritesChangesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		if c, _ := p.condition(mp); c.Status != "False" || p.writes() != 1 {
+			t.Fatalf("%+v after %d patches", c, p.writes())
+		}
+		healthy, _ := p.condition(mp)
+		for range 100 {
+			time.Sleep(10 * time.Second)
+			moved := good()
+			moved.Reports[0].Summary = "3 of 3 paths" // a number that moves
+			p.report(moved)
+		}
+		if p.writes() != 1 {
+			t.Errorf("%d patches while nothing changed", p.writes())
+		}
+		p.report(bad())
+		c, _ := p.condition(mp)
+		if c.Status != "True" || c.Reason != "PathsDegraded" || !c.LastTransitionTime.After(healthy.LastTransitionTime.Time) {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Minute)
+		p.report(good())
+		if !slices.Equal(p.order, []string{"Warning/PathsDegraded", "Normal/NoProblem"}) {
+			t.Errorf("events: %v", p.order)
+		}
+	})
+}
+
+func TestPublisherRefreshesOnceAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		before, _ := p.condition(mp)
+		time.Sleep(59 * time.Minute)
+		synctest.Wait()
+		if p.writes() != 1 {
+			t.Errorf("%d patches within the hour", p.writes())
+		}
+		time.Sleep(17 * time.Minute)
+		synctest.Wait()
+		after, _ := p.condition(mp)
+		if p.writes() != 2 || after.LastHeartbeatTime.Equal(&before.LastHeartbeatTime) || !after.LastTransitionTime.Equal(&before.LastTransitionTime) {
+			t.Errorf("%d patches, %+v", p.writes(), after)
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if p.writes() > 2+24 {
+			t.Errorf("%d patches in a day", p.writes())
+		}
+	})
+}
+
+func TestPublisherAdoptsWhatWasWrittenSinceBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := metav1.NewTime(time.Now().Add(-20 * time.Minute).Truncate(time.Second))
+		api := newMemoryAPI(
+			NodeCondition{Type: mp, Status: "True", Reason: "PathsDegraded", Message: "mpatha has 1 of 2 paths", LastHeartbeatTime: at, LastTransitionTime: at},
+			NodeCondition{Type: ReadyType, Status: "True", Reason: ReasonReady, Message: "nothing critical was found on this host", LastHeartbeatTime: at, LastTransitionTime: at},
+			NodeCondition{Type: "Ready", Status: "True", LastHeartbeatTime: at})
+		p := publish(t, api, time.Now().Add(-time.Hour))
+		if !p.Prior(mp) || p.Prior(ReadyType+"x") {
+			t.Error("what was told before is not known")
+		}
+		p.report(bad())
+		if p.writes() != 0 || len(p.order) != 0 {
+			t.Errorf("%d patches, events %v after a restart with nothing new", p.writes(), p.order)
+		}
+		p.report(good())
+		if c, _ := p.condition(mp); c.Status != "False" || len(p.order) != 1 {
+			t.Errorf("%+v %v", c, p.order)
+		}
+	})
+}
+
+func TestPublisherMakesGoodAnEventLostInACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		if len(p.posted) != 1 {
+			t.Fatalf("events: %v", p.order)
+		}
+		time.Sleep(5 * time.Second)
+		again := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
+		again.report(bad())
+		if len(again.posted) != 1 {
+			t.Errorf("the event was doubled: %v", again.order)
+		}
+		clear(again.posted) // as if the crash had come before it
+		third := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
+		third.report(bad())
+		if len(third.posted) != 1 {
+			t.Errorf("the event is lost: %v", third.order)
+		}
+	})
+}
+
+func TestPublisherForgetsWhatIsOlderThanTheBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := metav1.NewTime(time.Now().Add(-2 * time.Hour))
+		p := publish(t, newMemoryAPI(NodeCondition{Type: mp, Status: "True", Reason: "PathsDegraded", LastHeartbeatTime: at, LastTransitionTime: at}), time.Now().Add(-time.Minute))
+		c, _ := p.condition(mp)
+		if c.Status != "Unknown" || c.Reason != ReasonFirstPassPending || p.Prior(mp) {
+			t.Errorf("before the first pass: %+v", c)
+		}
+		quiet := good()
+		quiet.Quiet = "systemd is starting up"
+		p.report(quiet)
+		if c, _ := p.condition(mp); c.Reason != ReasonFirstPassPending {
+			t.Errorf("while systemd starts: %+v", c)
+		}
+		p.report(good())
+		if c, _ := p.condition(mp); c.Status != "False" || len(p.order) != 0 {
+			t.Errorf("after it: %+v, events %v", c, p.order)
+		}
+	})
+}
+
+func TestPublisherRestoresWhatOthersChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		told, _ := p.condition(mp)
+		p.edit(func(n *Node) { n.Status.Conditions[0].Status, n.Status.Conditions[0].Message = "False", "all is well" })
+		synctest.Wait()
+		if c, _ := p.condition(mp); c.Status != "True" || c.Message != told.Message {
+			t.Errorf("overwritten: %+v", c)
+		}
+		p.edit(func(n *Node) { n.Status.Conditions = nil })
+		synctest.Wait()
+		if _, ok := p.condition(mp); !ok {
+			t.Error("deleted and not restored")
+		}
+		patches := p.writes()
+		p.edit(func(n *Node) { n.Metadata.Labels = map[string]string{"x": "y"} })
+		synctest.Wait()
+		if p.writes() != patches {
+			t.Error("a change that is not ours was answered with a write")
+		}
+	})
+}
+
+func TestPublisherNodeDeletedAndMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		p.watch <- nil
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		patches := p.writes()
+		p.edit(func(n *Node) { n.Metadata.UID, n.Status.Conditions = "uid-2", nil })
+		synctest.Wait()
+		if c, ok := p.condition(mp); !ok || c.Status != "True" || p.writes() != patches+1 {
+			t.Errorf("%+v after %d patches", c, p.writes()-patches)
+		}
+	})
+}
+
+func TestPublisherDeletesWhatNothingPublishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := metav1.Now()
+		p := publish(t, newMemoryAPI(
+			NodeCondition{Type: probes.ConditionPrefix + "OfAnOldVersion", Status: "True", LastHeartbeatTime: now},
+			NodeCondition{Type: "KernelDeadlock", Status: "False", LastHeartbeatTime: now}), time.Now().Add(-time.Hour))
+		p.report(good())
+		if _, ok := p.condition(probes.ConditionPrefix + "OfAnOldVersion"); ok {
+			t.Error("ours, and published by nothing")
+		}
+		if _, ok := p.condition("KernelDeadlock"); !ok {
+			t.Error("somebody else's was deleted")
+		}
+		off := good()
+		cfg := *off.Config
+		cfg.Report.Conditions = config.Off
+		off.Config = &cfg
+		p.report(off)
+		for _, c := range p.copy().Status.Conditions {
+			if strings.HasPrefix(c.Type, probes.ConditionPrefix) {
+				t.Errorf("report.conditions is off, and %s stays", c.Type)
+			}
+		}
+	})
+}
+
+func TestPublisherThroughAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		down := apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "patch", metav1.SchemeGroupVersion.WithResource("nodes").GroupResource(), "n1", "", 0, true)
+		p.locked(func() { p.fail = down })
+		p.report(bad())
+		p.report(good())
+		p.report(bad())
+		time.Sleep(10 * time.Minute)
+		if c, _ := p.condition(mp); c.Status != "False" {
+			t.Fatalf("%+v", c)
+		}
+		p.locked(func() { p.fail = nil })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if c, _ := p.condition(mp); c.Status != "True" || p.writes() != 2 {
+			t.Errorf("%+v after %d patches: the newest state wins", c, p.writes())
+		}
+		if !slices.Equal(p.order, []string{"Warning/PathsDegraded"}) {
+			t.Errorf("events: %v", p.order)
+		}
+	})
+}
+
+func (a *memoryAPI) locked(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+}
+
+func TestPublisherAfterANoDoesNotHammer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newMemoryAPI()
+		api.fail = apierrors.NewForbidden(metav1.SchemeGroupVersion.WithResource("nodes").GroupResource(), "n1", nil)
+		var attempts atomic.Int32
+		p := NewPublisher(counted{api, &attempts}, "n1", time.Now().Add(-time.Hour), slog.New(slog.DiscardHandler), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { p.Run(ctx) })
+		p.Report(bad())
+		time.Sleep(10 * time.Minute)
+		if n := attempts.Load(); n < 5 || n > 21 {
+			t.Errorf("%d attempts in ten minutes", n)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+type counted struct {
+	*memoryAPI
+	n *atomic.Int32
+}
+
+func (c counted) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
+	c.n.Add(1)
+	return c.memoryAPI.PatchConditions(ctx, patch)
+}
+
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		down := apierrors.NewServiceUnavailable("x")
+		attempts := 0
+		for began := time.Now(); time.Since(began) < 10*time.Minute; attempts++ {
+			if err := g.enter(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			g.leave(down, false)
+		}
+		if attempts > 60 || attempts < 10 {
+			t.Errorf("%d attempts in a ten-minute outage", attempts)
+		}
+		g.enter(t.Context())
+		g.leave(nil, false)
+		began := time.Now()
+		g.enter(t.Context())
+		if time.Since(began) != 0 {
+			t.Error("after a success nobody waits")
+		}
+		g.leave(apierrors.NewTooManyRequests("slow down", 120), false)
+		began = time.Now()
+		g.enter(t.Context())
+		if time.Since(began) < 2*time.Minute {
+			t.Errorf("Retry-After 120 s, waited %s", time.Since(began))
+		}
+		g.leave(nil, false)
+	})
+}
+
+func (a *memoryAPI) writes() (n int) {
+	a.locked(func() { n = a.patches })
+	return n
+}
