@@ -66,10 +66,15 @@ func Open(o Options) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.init == 0 && !ns.differs(unix.CLONE_NEWNS) && os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
-		// shareProcessNamespace: PID 1 is the pause container.
-		ns.close()
-		return nil, ErrNoHostPID
+	if o.init == 0 && os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		switch {
+		case ns.hidden != nil:
+			return nil, unprivileged(ns.hidden)
+		case !ns.differs(unix.CLONE_NEWNS):
+			// shareProcessNamespace: PID 1 is the pause container.
+			ns.close()
+			return nil, ErrNoHostPID
+		}
 	}
 	root := o.Root
 	if root == "" {
@@ -82,13 +87,18 @@ func Open(o Options) (*Host, error) {
 	if err != nil {
 		ns.close()
 		if errors.Is(err, fs.ErrPermission) && strings.HasPrefix(root, "/proc/") {
-			err = fmt.Errorf("%w: the container must be privileged (CAP_SYS_PTRACE and CAP_SYS_ADMIN)", err)
+			err = unprivileged(err)
 		}
 		return nil, err
 	}
 	h := &Host{Root: r, kubelet: o.Kubelet, ns: ns}
 	h.bus.host, h.log.host = h, h
 	return h, nil
+}
+
+// unprivileged says what a container lacks when PID 1 can not be looked at.
+func unprivileged(err error) error {
+	return fmt.Errorf("the host can not be reached, because the container is not privileged (it needs CAP_SYS_PTRACE and CAP_SYS_ADMIN): %w", err)
 }
 
 // Close gives up the connections to the host's daemons and its tree.
