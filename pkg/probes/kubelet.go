@@ -84,7 +84,10 @@ func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err erro
 			errs = append(errs, fmt.Errorf("mount table of the kubelet: %w", err))
 		}
 	}
-	if err := k.readFlags(ctx, v); err != nil {
+	switch err := k.readFlags(ctx, v); {
+	case isGone(err): // it has ended since the process table was read
+		return Kubelet{}, false, nil
+	case err != nil:
 		k.FlagsUnseen = "its command line could not be read"
 		errs = append(errs, fmt.Errorf("flags of the kubelet: %w", err))
 	}
@@ -210,7 +213,8 @@ func (k *Kubelet) readFlags(ctx context.Context, v host.Files) error {
 	}
 	text, err := v.ReadFileMax(ctx, k.resolve(ctx, v, name), maxCmdline)
 	if err != nil {
-		return err
+		k.FlagsUnseen = fmt.Sprintf("the file of its flags could not be read: %v", err)
+		return nil
 	}
 	k.Flags = parseKubeletFlags(argsFile(text, path.Dir(path.Dir(name))))
 	return nil
@@ -365,7 +369,7 @@ type kubeletFileConfig struct {
 type looseString string
 
 func (s *looseString) UnmarshalJSON(data []byte) error {
-	if len(data) > 0 && data[0] != '"' {
+	if len(data) > 0 && (data[0] == '-' || data[0] >= '0' && data[0] <= '9') {
 		*s = looseString(data)
 		return nil
 	}
@@ -584,6 +588,7 @@ func reservedPIDs(what, text string) (int64, error) {
 // any. A flag that holds a map replaces the file's map as a whole, and repeated
 // ones add to it (MapStringString of k8s.io/component-base).
 func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
+	var wrong []string
 	text := func(name string, dst *string) {
 		if vs, ok := flags[name]; ok {
 			*dst, used = vs[len(vs)-1], true
@@ -596,7 +601,7 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 		}
 		n, bad := strconv.ParseInt(vs[len(vs)-1], 0, 64)
 		if bad != nil {
-			err = errors.Join(err, fmt.Errorf("--%s: %q is no number", name, vs[len(vs)-1]))
+			wrong = append(wrong, fmt.Sprintf("--%s: %q is no number", name, vs[len(vs)-1]))
 			return
 		}
 		*dst, used = n, true
@@ -615,7 +620,7 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 		}
 		n, bad := reservedPIDs("--"+name, quantity)
 		if bad != nil {
-			err = errors.Join(err, bad)
+			wrong = append(wrong, bad.Error())
 			return
 		}
 		*dst = n
@@ -635,9 +640,12 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 	if vs, ok := flags["cgroups-per-qos"]; ok {
 		on, bad := strconv.ParseBool(vs[len(vs)-1])
 		if bad != nil {
-			err = errors.Join(err, fmt.Errorf("--cgroups-per-qos: %q is neither true nor false", vs[len(vs)-1]))
+			wrong = append(wrong, fmt.Sprintf("--cgroups-per-qos: %q is neither true nor false", vs[len(vs)-1]))
 		}
 		c.CgroupsPerQOS, used = on, true
 	}
-	return used, err
+	if wrong != nil {
+		return used, errors.New(strings.Join(wrong, "; "))
+	}
+	return used, nil
 }

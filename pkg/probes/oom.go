@@ -535,11 +535,11 @@ func (c *oomCheck) checkContainers() (summary string) {
 // what the formula divides by, and the score is that of the container's start.
 func scoreFits(live int, want []int) bool {
 	return slices.ContainsFunc(want, func(n int) bool {
-		play := 0
-		if n > 0 && n < bestEffortScore {
-			play = max(2, (1000-n)/10)
+		if n <= 0 || n == bestEffortScore {
+			return live == n
 		}
-		return live >= n-play && live <= n+play && (live < bestEffortScore || n == bestEffortScore)
+		play := max(2, (1000-n)/10)
+		return live >= max(1000+guaranteedScore, n-play) && live <= min(bestEffortScore-1, n+play)
 	})
 }
 
