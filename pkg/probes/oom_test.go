@@ -145,6 +145,7 @@ func FuzzOOMKills(f *testing.F) {
 	f.Add("Memory cgroup out of memory: Killed process 5208 (sleep) total-vm:3012kB, anon-rss:0kB, file-rss:1852kB, shmem-rss:0kB, UID:0 pgtables:40kB oom_score_adj:0")
 	f.Add("Task in /kubepods/besteffort/podx killed as a result of limit of /kubepods/besteffort/podx")
 	f.Add("Out of memory: Kill process 77 (x) y) score 900 or sacrifice child")
+	f.Add("oom-kill:constraint=A,nodemask=,cpuset=,mems_allowed=,oom_memcg=\x00,task_memcg=,task=,pid=0,uid=0")
 	f.Fuzz(func(t *testing.T, text string) {
 		records := []host.KernelRecord{{Text: text}, {Text: text}}
 		for _, k := range parseOOMKills(records) {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
@@ -232,7 +233,14 @@ func tellKill(k oomKill, at time.Time, names podNames) toldKill {
 		Observed: k.describe(names),
 	}}
 	pod := parsePodCgroup(k.Limit)
-	unit := path.Base(k.Limit)
+	// The kernel escapes what it logs; a subject goes to the API server and
+	// must be text whoever wrote the record.
+	unit := strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return '?'
+		}
+		return c
+	}, path.Base(k.Limit))
 	switch {
 	case k.Global:
 		t.subject = "node"
