@@ -174,6 +174,9 @@ type settings struct {
 	err    error          // why the newest is not in force
 	read   bool
 	labels map[string]string
+	// force is what was configured last: it stays when overrides that match
+	// this node contradict each other.
+	force *config.Sections
 }
 
 func (s *settings) follow(ctx context.Context, file string) {
@@ -211,17 +214,20 @@ func (s *settings) setLabels(labels map[string]string) {
 }
 
 func (s *settings) apply() {
-	cfg := *config.Default()
 	err := s.err
 	if s.file != nil {
 		own, nodeErr := s.file.ForNode(s.labels)
 		if nodeErr == nil {
-			cfg = own
+			s.force = &own.Sections
 		} else if err == nil {
 			err = nodeErr
+			s.log.Error("overrides refused, the last good config stays in force", "error", err)
 		}
 	}
-	s.configure(&cfg.Sections, err)
+	if s.force == nil {
+		s.force = &config.Default().Sections
+	}
+	s.configure(s.force, err)
 }
 
 // latestSnapshot keeps what agent explain shows.

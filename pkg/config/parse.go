@@ -13,10 +13,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
-	"golang.org/x/sys/unix"
 )
 
 // MaxSize is the most a config may weigh. A YAML parser makes up to a hundred
@@ -58,7 +58,7 @@ func Load(file string) (*Config, error) {
 // read reads one byte more than is allowed at most, for Parse to object to.
 func read(file string) ([]byte, error) {
 	// Non-blocking, or a FIFO nobody writes to would hold the daemon for ever.
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the config: %w", err)
 	}

@@ -1,0 +1,61 @@
+# `make run` checks this machine; `make test` proves everything, on a real
+# cluster with a real node, and installs what it needs itself.
+
+VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head -n 1)
+GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+export CGO_ENABLED ?= 0
+
+.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench lint setup image generate cluster-up cluster-down clean
+
+build: ## the agent, static, in bin/
+	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
+
+# Findings are what a check is for, so only a check that could not be made at
+# all fails the target.
+run: build ## build the agent and check this very machine
+	@./bin/agent check; code=$$?; [ $$code -ne 2 ]
+
+test: setup race fuzz cluster-tests ## everything, set up from nothing
+
+unit: ## the fast inner loop
+	go test ./cmd/... ./pkg/... ./manifests/...
+
+race: setup
+	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
+
+fuzz: ## each fuzzer for a short while; FUZZTIME=1m for longer
+	hack/fuzz.sh
+
+cluster-tests: setup ## a real API server, a real node, every scenario
+	go test -tags cluster -count=1 -timeout 40m -v -p 1 ./test/...
+
+e2e: setup ## only the scenarios on the real node
+	go test -tags cluster -count=1 -timeout 40m -v ./test/e2e
+
+nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
+	FUZZTIME=30s hack/fuzz.sh
+	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
+
+bench: ## one pass over a large host, with half and double
+	go test -run '^$$' -bench . -benchmem ./pkg/...
+
+lint: setup
+	hack/lint.sh
+
+setup:
+	@hack/setup.sh
+
+image: setup ## the container image as an archive in dist/
+	hack/build-image.sh dist/image.tar
+
+generate: ## manifests, documents and schema, from their sources
+	go test ./manifests ./pkg/config ./pkg/probes -run 'Test(Rendered|Manifest|Schema|Reasons)' -update
+
+cluster-up: setup ## the test cluster, left up for a person
+	go run ./test/cluster up
+
+cluster-down:
+	go run ./test/cluster down
+
+clean:
+	rm -rf bin dist

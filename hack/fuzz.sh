@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs every fuzzer for FUZZTIME (default 2s). What a fuzzer finds is kept by
+# the go command under testdata/fuzz and belongs into the commit that fixes it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+time=${FUZZTIME:-2s}
+for pkg in $(go list ./pkg/... ./cmd/...); do
+  fuzzers=$(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true)
+  [ -n "$fuzzers" ] || continue
+  binary=$(mktemp)
+  go test -c -fuzz=. -o "$binary" "$pkg"
+  dir=$(go list -f '{{.Dir}}' "$pkg")
+  for f in $fuzzers; do
+    printf '%s %s ' "${pkg#github.com/hosthygiene/agent/}" "$f"
+    (cd "$dir" && "$binary" -test.run '^$' -test.fuzz "^$f\$" -test.fuzztime "$time" -test.parallel 2 \
+      -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg") | tail -n 1
+  done
+  rm -f "$binary"
+done
