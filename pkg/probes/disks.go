@@ -3,6 +3,8 @@ package probes
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -172,12 +174,30 @@ func (d *mountedDevice) fsType() string { return d.Mounts[0].FSType }
 // same for all its mounts.
 func (d *mountedDevice) superOptions() string { return d.Mounts[0].VFSOptions }
 
-// device is how to call the device in a sentence.
-func (d *mountedDevice) device() string {
-	if d.Name.Name != "" {
-		return d.Name.Name
+// tell adds a finding. Subject and message leave the host, the evidence does
+// not, and names of volumes that stand in a pod need not be unique on a node.
+func (p *diskPass) tell(f finding.Finding) {
+	f.Subject, f.Message = hideInitiatorNames(f.Subject), hideInitiatorNames(f.Message)
+	first := f.Subject
+	for n := 2; slices.ContainsFunc(p.result.Findings, func(o finding.Finding) bool { return o.Key() == f.Key() }); n++ {
+		f.Subject = first + " (" + strconv.Itoa(n) + ")"
 	}
-	return shown(d.Mounts[0].Source)
+	p.result.Add(f)
+}
+
+// iscsiName finds iSCSI names, which udev and the kubelet put into paths.
+var iscsiName = regexp.MustCompile(`iqn\.\d{4}-\d{2}\.\S+?(-lun-\d+|/|[\s,;)"]|$)`)
+
+// hideInitiatorNames puts the beginning of its hash in the place of an iSCSI name.
+func hideInitiatorNames(s string) string {
+	if !strings.Contains(s, "iqn.") {
+		return s
+	}
+	return iscsiName.ReplaceAllStringFunc(s, func(found string) string {
+		end := iscsiName.FindStringSubmatch(found)[1]
+		h := sha256.Sum256([]byte(strings.TrimSuffix(found, end)))
+		return "iqn-" + hex.EncodeToString(h[:6]) + end
+	})
 }
 
 func (p *diskPass) fail(err error) {
@@ -341,7 +361,7 @@ func (p *diskPass) checkGone(ctx context.Context) {
 			source = shown(d.Mounts[0].Source)
 		}
 		subject, label, evidence := p.describe(ctx, d)
-		p.result.Add(finding.Finding{
+		p.tell(finding.Finding{
 			Reason: "MountedDeviceGone", Severity: finding.Critical, Subject: subject,
 			Message: fmt.Sprintf("%s is still mounted but its device is gone from this host: what is written there is lost", label),
 			Evidence: append([]finding.Evidence{
@@ -360,9 +380,13 @@ func mountLine(m mount) string {
 // describe names a mounted device for an operator: by its PersistentVolume
 // where the kubelet mounted it, else by its mount point.
 func (p *diskPass) describe(ctx context.Context, d *mountedDevice) (subject, label string, evidence []finding.Evidence) {
-	on := d.fsType() + " on " + d.device()
-	if len(d.Mounts) > 0 && isNetworkFS(d.fsType()) {
-		on = d.fsType()
+	on := d.fsType()
+	switch {
+	case isNetworkFS(on):
+	case d.Name.Name != "":
+		on += " on " + p.called(ctx, d.Name.Name)
+	default:
+		on += " on " + shown(d.Mounts[0].Source)
 	}
 	m, v, ok := volumeOf(d.Mounts)
 	if !ok {
@@ -391,6 +415,19 @@ func (p *diskPass) describe(ctx context.Context, d *mountedDevice) (subject, lab
 		evidence = append(evidence, finding.Evidence{Source: m.Table, Observed: "mounted for pod " + shown(v.Pod)})
 	}
 	return subject, fmt.Sprintf("%s (%s)", what, on), evidence
+}
+
+// called gives a device-mapper device its own name, by which people know it.
+func (p *diskPass) called(ctx context.Context, name string) string {
+	if !strings.HasPrefix(name, "dm-") {
+		return name
+	}
+	own, err := p.tree.attribute(ctx, "/sys/block/"+name+"/dm/name")
+	p.fail(err)
+	if own == "" {
+		return name
+	}
+	return shown(own)
 }
 
 // volumeOf picks the mount that tells most about a volume: a pod's over the
@@ -451,7 +488,7 @@ func (p *diskPass) checkRequired(ctx context.Context) {
 			continue
 		}
 		if len(m.good) < max(want.Count, 1) {
-			p.result.Add(p.requiredMissing(ctx, want, m))
+			p.tell(p.requiredMissing(ctx, want, m))
 			continue
 		}
 		if want.MountedAt != "" {
@@ -629,6 +666,8 @@ func (p *diskPass) checkMountedAt(ctx context.Context, want RequiredDevice, foun
 		}
 		f.Message = fmt.Sprintf("the required device %s (%s) is not mounted at %s: what is written there goes to another file system", want.ID, found[0].Name.Name, want.MountedAt)
 		f.Evidence = []finding.Evidence{{Source: ownMountTable, Observed: "nothing mounted at " + want.MountedAt, Expected: expected}}
+	case m.FSType == "autofs": // mounted at the first access
+		return
 	case !p.mountIsOn(ctx, m, found):
 		f.Message = fmt.Sprintf("%s holds %s, not the required device %s (%s)", want.MountedAt, p.mountedFrom(ctx, m), want.ID, found[0].Name.Name)
 		f.Evidence = []finding.Evidence{{Source: m.Table, Observed: mountLine(m), Expected: expected}}
@@ -639,7 +678,7 @@ func (p *diskPass) checkMountedAt(ctx context.Context, want RequiredDevice, foun
 		return
 	}
 	if !p.jobQueued(ctx, want.MountedAt) {
-		p.result.Add(f)
+		p.tell(f)
 	}
 }
 
@@ -710,7 +749,7 @@ func (p *diskPass) checkSources(ctx context.Context) {
 	}
 	for _, point := range order {
 		if !p.jobQueued(ctx, point) {
-			p.result.Add(*stale[point])
+			p.tell(*stale[point])
 		}
 	}
 }
@@ -814,8 +853,8 @@ func (p *diskPass) checkNames(ctx context.Context) {
 			p.result.Findings[i].Evidence = append(p.result.Findings[i].Evidence, e)
 			continue
 		}
-		told[d.Spec] = len(p.result.Findings)
-		p.result.Add(finding.Finding{
+		told[d.Spec] = len(p.result.Findings) // where tell appends it
+		p.tell(finding.Finding{
 			Reason: "UnstableDeviceName", Severity: finding.Warning, Subject: d.Spec,
 			Message:  fmt.Sprintf("%s names %s, which may be another of this host's %d disks after the next reboot", d.Source, d.Spec, fixed),
 			Evidence: []finding.Evidence{e},

@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -43,7 +44,10 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 		for i, d := range group {
 			proofs[i] = p.proofOf(ctx, d, ports)
 		}
-		p.numberPorts(ctx, proofs)
+		if oneUnit(proofs) { // most hosts end here, without reading more
+			continue
+		}
+		p.readPages(ctx, proofs)
 		if differs := evidentlyTwo(proofs); differs != "" {
 			p.duplicate(ctx, k.identity, differs, proofs)
 		}
@@ -53,7 +57,7 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 // diskProof is what tells two disks of one identity apart.
 type diskProof struct {
 	disk
-	// Serial is the unit's serial number.
+	// Serial is the unit's serial number, see readPages.
 	Serial string
 	// Target is the iSCSI target, the FC node or the NVMe subsystem; LUN the
 	// unit's number there, "" when unknown.
@@ -87,9 +91,6 @@ func (p *diskPass) proofOf(ctx context.Context, d disk, ports map[string]string)
 		f.Serial = strings.TrimSpace(f.Serial)
 		f.Target, _ = p.tree.attribute(ctx, dir+"/device/subsysnqn")
 	case scsiDisk:
-		if page, err := p.Host.ReadFileMax(ctx, dir+"/device/vpd_pg80", maxAttribute); err == nil {
-			f.Serial = scsiSerial(page)
-		}
 		link, err := p.Host.ReadLink(ctx, dir)
 		if err != nil {
 			break
@@ -119,12 +120,29 @@ func (p *diskPass) portName(ctx context.Context, file string, ports map[string]s
 	return name
 }
 
-// numberPorts reads the relative target ports of disks behind several targets.
-func (p *diskPass) numberPorts(ctx context.Context, proofs []diskProof) {
-	if !slices.ContainsFunc(proofs, func(f diskProof) bool { return f.Target != proofs[0].Target }) {
-		return
-	}
+// oneUnit reports whether all are ways to one unit of one target, of one size.
+func oneUnit(proofs []diskProof) bool {
+	first := proofs[0]
+	return first.Target != "" && !slices.ContainsFunc(proofs, func(f diskProof) bool {
+		return f.Target != first.Target || f.LUN != first.LUN || f.Sectors != first.Sectors
+	})
+}
+
+// readPages reads the serial numbers of SCSI disks and, behind several targets,
+// their relative target ports.
+func (p *diskPass) readPages(ctx context.Context, proofs []diskProof) {
+	several := slices.ContainsFunc(proofs, func(f diskProof) bool { return f.Target != proofs[0].Target })
 	for i, f := range proofs {
+		if f.Kind != scsiDisk {
+			continue
+		}
+		// Not every device has these pages.
+		if page, err := p.Host.ReadFileMax(ctx, "/sys/block/"+f.Name+"/device/vpd_pg80", maxAttribute); err == nil {
+			proofs[i].Serial = scsiSerial(page)
+		}
+		if !several {
+			continue
+		}
 		if page, err := p.Host.ReadFileMax(ctx, "/sys/block/"+f.Name+"/device/vpd_pg83", maxAttribute); err == nil {
 			proofs[i].Port, _ = relativePort(page)
 		}
@@ -134,7 +152,7 @@ func (p *diskPass) numberPorts(ctx context.Context, proofs []diskProof) {
 // evidentlyTwo says in what disks of one identity differ that one disk can not
 // differ from itself in; "" when nothing proves that they are two.
 func evidentlyTwo(proofs []diskProof) string {
-	var sizes, serials, targets, units []string
+	var sizes, serials, targets, units []string // units: with their targets
 	for _, f := range proofs {
 		sizes = appendNew(sizes, strconv.FormatUint(f.Sectors, 10))
 		serials = appendNew(serials, f.Serial)
@@ -146,9 +164,9 @@ func evidentlyTwo(proofs []diskProof) string {
 		return "each is a disk of its own"
 	case len(serials) > 1:
 		return "their serial numbers differ"
-	case len(sizes) > 1 && (len(units) > 1 || proofs[0].Target == ""):
-		// One unit of one target that shows two sizes has been resized and not
-		// rescanned on every path.
+	case len(sizes) > 1 && len(units) == 1 && proofs[0].Target != "":
+		return "their sizes differ (unless a path was not rescanned after the volume had grown)"
+	case len(sizes) > 1:
 		return "their sizes differ"
 	case len(targets) > 1:
 		return differentTargets(proofs)
@@ -204,7 +222,7 @@ func (p *diskPass) duplicate(ctx context.Context, identity, differs string, proo
 	if link := p.contested(ctx, names); link != "" {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: "/run/udev/data", Observed: "all of them claim /dev/" + shown(link), Expected: "one device for a name"})
 	}
-	p.result.Add(f)
+	p.tell(f)
 }
 
 // listed is "a, b and c".
@@ -284,16 +302,16 @@ type diskUse struct {
 	mounted []*mountedDevice
 	holders []string
 	swap    bool
-	node    bool
+	// raw is where its node is mounted for a pod, a raw block volume.
+	raw     string
 	require string
-	// maps are the multipath maps over it that have another way.
-	maps []string
-	// onlyMaps: everything that uses the disk does so through such a map.
-	onlyMaps bool
+	// otherWay says how everything that uses the disk can still reach its
+	// data; empty when something can not.
+	otherWay string
 }
 
 func (u diskUse) any() bool {
-	return len(u.mounted) > 0 || len(u.holders) > 0 || u.swap || u.node || u.require != ""
+	return len(u.mounted) > 0 || len(u.holders) > 0 || u.swap || u.raw != "" || u.require != ""
 }
 
 // useOf finds out who uses a disk; it is asked for the few that look bad.
@@ -309,7 +327,7 @@ func (p *diskPass) useOf(ctx context.Context, name string) (diskUse, error) {
 	for _, m := range p.mounts.Mounts {
 		// A raw block volume is the device's node, mounted on a file.
 		if m.FSType == "devtmpfs" && m.Root == "/"+name {
-			u.node = true
+			u.raw = m.Mountpoint
 		}
 	}
 	if len(u.mounted) == 0 && len(u.holders) == 0 {
@@ -318,7 +336,7 @@ func (p *diskPass) useOf(ctx context.Context, name string) (diskUse, error) {
 		}
 		u.require = p.requiredAs(ctx, name)
 	}
-	u.onlyMaps = len(u.holders) > 0
+	var maps []string
 	for _, h := range u.holders {
 		uuid, err := p.tree.attribute(ctx, "/sys/block/"+h+"/dm/uuid")
 		if err != nil {
@@ -331,10 +349,11 @@ func (p *diskPass) useOf(ctx context.Context, name string) (diskUse, error) {
 			}
 		}
 		if alive {
-			u.maps = append(u.maps, h)
-		} else {
-			u.onlyMaps = false
+			maps = append(maps, p.called(ctx, h))
 		}
+	}
+	if len(maps) > 0 && len(maps) == len(u.holders) {
+		u.otherWay = fmt.Sprintf("the multipath map over it, %s, still has another path", listed(maps))
 	}
 	return u, nil
 }
@@ -410,9 +429,9 @@ func (p *diskPass) offline(ctx context.Context, what, subject, source, state, ex
 	}
 	f.Message = fmt.Sprintf("%s is %s", what, shown(state))
 	switch {
-	case use.onlyMaps && len(use.maps) > 0:
+	case use.otherWay != "":
 		f.Severity = finding.Warning
-		f.Message += fmt.Sprintf("; the multipath map over it, %s, still has another path", strings.Join(use.maps, ", "))
+		f.Message += "; " + use.otherWay
 	case len(use.mounted) > 0:
 		var labels []string
 		for _, d := range use.mounted {
@@ -425,6 +444,12 @@ func (p *diskPass) offline(ctx context.Context, what, subject, source, state, ex
 			labels = append(labels[:few], fmt.Sprintf("%d more", len(use.mounted)-few))
 		}
 		f.Message += ": reads and writes fail or hang for " + listed(labels)
+	case use.raw != "":
+		f.Message += ": reads and writes fail or hang for a raw block volume"
+		if name := rawVolume(use.raw); name != "" {
+			f.Message += ", " + shown(name)
+		}
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: ownMountTable, Observed: "its node is mounted at " + shown(use.raw)})
 	case use.require != "":
 		f.Message += "; the configuration requires it as " + use.require
 	case !use.any():
@@ -436,7 +461,7 @@ func (p *diskPass) offline(ctx context.Context, what, subject, source, state, ex
 			f.Evidence = append(f.Evidence, finding.Evidence{Source: "/sys/block/" + subject + "/holders", Observed: strings.Join(use.holders, ", ")})
 		}
 	}
-	p.result.Add(f)
+	p.tell(f)
 }
 
 // leftoverDisk tells a disk that can not be used and is not, once that has
@@ -469,7 +494,7 @@ func (p *diskPass) leftoverDisk(ctx context.Context, d disk, lost bool) {
 	if d.Identity != "" {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: "/sys/block/" + d.Name + "/device/wwid", Observed: shown(d.Identity)})
 	}
-	p.result.Add(f)
+	p.tell(f)
 }
 
 var (
@@ -530,12 +555,12 @@ func (p *diskPass) checkNVMe(ctx context.Context) {
 				}
 				use.mounted = append(use.mounted, one.mounted...)
 				use.holders = append(use.holders, one.holders...)
-				use.swap, use.node = use.swap || one.swap, use.node || one.node
-				use.require = one.require
+				use.swap, use.raw = use.swap || one.swap, cmp.Or(use.raw, one.raw)
+				use.require = cmp.Or(use.require, one.require)
 			}
 		}
 		if c.subsystem != "" && live[c.subsystem] {
-			use.maps, use.onlyMaps = []string{"NVMe subsystem of " + c.name}, true
+			use.otherWay = "another controller of its subsystem is live"
 		}
 		p.offline(ctx, "NVMe controller "+c.name, c.name, class+c.name+"/state", c.state, "live", use)
 	}
@@ -555,7 +580,6 @@ func (p *diskPass) checkArrays(ctx context.Context) {
 		if state == "broken" {
 			use, err := p.useOf(ctx, name)
 			p.fail(err)
-			use.onlyMaps = false
 			p.offline(ctx, "array "+name, name, dir+"array_state", state, "active or clean", use)
 			continue
 		}
@@ -587,7 +611,37 @@ func (p *diskPass) checkArrays(ctx context.Context) {
 				f.Evidence = append(f.Evidence, finding.Evidence{Source: dir + m + "/state", Observed: shown(state), Expected: "in_sync"})
 			}
 		}
-		p.result.Add(f)
+		p.tell(f)
+	}
+	p.checkBtrfsMembers(ctx)
+}
+
+// checkBtrfsMembers looks for a btrfs that was mounted without one of its
+// devices (-o degraded), or has lost it since (Linux 5.10,
+// Documentation/ABI/testing/sysfs-fs-btrfs).
+func (p *diskPass) checkBtrfsMembers(ctx context.Context) {
+	const dir = "/sys/fs/btrfs/"
+	systems, err := p.Host.ReadDir(ctx, strings.TrimSuffix(dir, "/"))
+	if err != nil {
+		p.fail(unlessGone(err))
+		return
+	}
+	for _, id := range systems {
+		members, err := p.Host.ReadDir(ctx, dir+id+"/devinfo")
+		if err != nil {
+			p.fail(unlessGone(err)) // "features" has none
+			continue
+		}
+		f := finding.Finding{Reason: "DeviceMissingFromArray", Severity: finding.Warning, Subject: "btrfs " + id}
+		for _, m := range members {
+			if missing, err := p.tree.attribute(ctx, dir+id+"/devinfo/"+m+"/missing"); err == nil && missing == "1" {
+				f.Evidence = append(f.Evidence, finding.Evidence{Source: dir + id + "/devinfo/" + m + "/missing", Observed: "1", Expected: "0"})
+			}
+		}
+		if n := len(f.Evidence); n > 0 {
+			f.Message = fmt.Sprintf("btrfs %s lacks %d of its %d devices", id, n, len(members))
+			p.tell(f)
+		}
 	}
 }
 
@@ -715,7 +769,7 @@ func (p *diskPass) checkThinPool(m host.DMDevice, t host.DMTarget) {
 		return
 	}
 	f.Evidence[0].Expected = "below " + p.ThinPoolWarnAt.String()
-	p.result.Add(f)
+	p.tell(f)
 }
 
 // checkStaged looks for volumes that are staged on this node and used by no pod:
@@ -737,7 +791,7 @@ func (p *diskPass) checkStaged(ctx context.Context) {
 			continue
 		}
 		subject, label, evidence := p.describe(ctx, d)
-		p.result.Add(finding.Finding{
+		p.tell(finding.Finding{
 			Reason: "LeftoverDevice", Severity: finding.Warning, Subject: subject,
 			Message:  fmt.Sprintf("%s is mounted on this node, but no pod here uses it: the volume may be kept from moving to another node", label),
 			Evidence: append([]finding.Evidence{{Source: d.Mounts[staged].Table, Observed: mountLine(d.Mounts[staged]), Expected: "also a mount for a pod, or none"}}, evidence...),

@@ -51,7 +51,7 @@ func (p *diskPass) checkFilesystem(ctx context.Context, d *mountedDevice) {
 		p.checkReadOnly(ctx, d, damage)
 	case len(damage.evidence) > 0:
 		subject, label, evidence := p.describe(ctx, d)
-		p.result.Add(finding.Finding{
+		p.tell(finding.Finding{
 			Reason: "FilesystemErrors", Severity: finding.Warning, Subject: subject,
 			Message:  fmt.Sprintf("%s has found errors in itself since it was mounted and goes on writing%s", label, damage.firstSeen()),
 			Evidence: append(damage.evidence, evidence...),
@@ -61,7 +61,7 @@ func (p *diskPass) checkFilesystem(ctx context.Context, d *mountedDevice) {
 
 func (p *diskPass) refusesWrites(ctx context.Context, d *mountedDevice, since string, why ...finding.Evidence) {
 	subject, label, evidence := p.describe(ctx, d)
-	p.result.Add(finding.Finding{
+	p.tell(finding.Finding{
 		Reason: "FilesystemReadOnly", Severity: finding.Critical, Subject: subject,
 		Message:  fmt.Sprintf("%s refuses writes after an error%s", label, since),
 		Evidence: append(slices.Clone(why), evidence...),
@@ -97,7 +97,7 @@ func (p *diskPass) checkReadOnly(ctx context.Context, d *mountedDevice, damage e
 		message = fmt.Sprintf("%s was made read-only by the kernel after an error", label)
 		why = append(why, finding.Evidence{Source: "kernel log", Observed: shown(log.refused)})
 	}
-	p.result.Add(finding.Finding{Reason: "FilesystemReadOnly", Severity: finding.Critical, Subject: subject, Message: message, Evidence: append(why, evidence...)})
+	p.tell(finding.Finding{Reason: "FilesystemReadOnly", Severity: finding.Critical, Subject: subject, Message: message, Evidence: append(why, evidence...)})
 }
 
 // ext4Damage is what an ext4 has met since it was mounted.
@@ -501,7 +501,7 @@ func (p *diskPass) unresponsive(ctx context.Context, t askable, a answer) {
 	}
 	f.Evidence = append(f.Evidence, finding.Evidence{Source: t.ask.Table, Observed: mountLine(t.ask)})
 	f.Evidence = append(f.Evidence, evidence...)
-	p.result.Add(f)
+	p.tell(f)
 }
 
 // waitingFor lists processes in uninterruptible sleep in a kernel function of

@@ -286,6 +286,10 @@ func (d declaredMount) isDevice() bool {
 	if hasOption(d.Options, "bind") || hasOption(d.Options, "rbind") || hasOption(d.Options, "loop") || isNetworkFS(d.Type) {
 		return false
 	}
+	// /dev/root is no device since udev, and bcachefs lists its devices there.
+	if d.Spec == "/dev/root" || d.Type == "bcachefs" {
+		return false
+	}
 	return strings.HasPrefix(d.Spec, "/dev/") || d.link() != d.Spec
 }
 
@@ -297,7 +301,7 @@ func (d declaredMount) link() string {
 		return d.Spec
 	}
 	dir := map[string]string{"UUID": "by-uuid", "LABEL": "by-label", "PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}[tag]
-	if dir == "" {
+	if dir == "" || strings.HasPrefix(tag, "PART") && strings.Contains(value, "/") { // PARTUUID=.../PARTNROFF=1 is the kernel's
 		return d.Spec
 	}
 	return "/dev/disk/" + dir + "/" + udevEncode(strings.Trim(value, `"'`))
@@ -502,6 +506,21 @@ func volumeAt(point string) (volume, bool) {
 		return v, v.Name != ""
 	}
 	return volume{}, false
+}
+
+// rawVolume names the PersistentVolume of a raw block mount
+// (kubernetes pkg/volume/csi/csi_block.go); "" for any other path.
+func rawVolume(point string) string {
+	_, rest, ok := strings.Cut(point, "/kubernetes.io/csi/volumeDevices/")
+	if !ok {
+		return ""
+	}
+	kind, rest, _ := strings.Cut(rest, "/")
+	if kind != "staging" && kind != "publish" {
+		return kind // volumeDevices/NAME/dev/POD
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	return name
 }
 
 // volumeData is the kubelet's vol_data.json beside a CSI volume's mount
