@@ -421,7 +421,7 @@ func (h *Host) Units(ctx context.Context, names ...string) ([]host.Unit, error) 
 		case i >= 0:
 			out = append(out, known[i])
 		case rest:
-			out = append(out, host.Unit{Name: name, Load: "not-found", Active: "inactive", Sub: "dead"})
+			out = append(out, host.Unit{Name: name, ID: name, Load: "not-found", Active: "inactive", Sub: "dead"})
 		default:
 			return nil, h.unlisted("unit " + name)
 		}
@@ -462,9 +462,11 @@ func (h *Host) units() (known []host.Unit, rest bool, err error) {
 			continue
 		}
 		fields := strings.Fields(line)
-		u := host.Unit{Name: fields[0], Load: "loaded", Active: "active", Sub: "running", FileState: "enabled", Result: "success"}
+		u := host.Unit{Name: fields[0], ID: fields[0], Load: "loaded", Active: "active", Sub: "running", FileState: "enabled", Result: "success"}
 		for k, v := range attributes(fields[1:]) {
 			switch k {
+			case "id":
+				u.ID = v
 			case "load":
 				u.Load = v
 			case "active":
