@@ -156,7 +156,7 @@ func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 		for _, state := range []string{"logged_in", "failed", "free", "unknown"} {
 			r.Sample("hosthygiene_iscsi_sessions", float64(count[state]), "state", state)
 		}
-		r.Summary = fmt.Sprintf("%d of %d iSCSI sessions logged in; %s", count["logged_in"], len(sessions), daemon)
+		r.Summary = fmt.Sprintf("iSCSI sessions logged in: %d of %d; %s", count["logged_in"], len(sessions), daemon)
 		if len(sessions) == 0 {
 			r.Summary = "no iSCSI session; " + daemon.String()
 		}
@@ -172,6 +172,8 @@ type iscsiSession struct {
 	// (the recovery timeout has run out, I/O fails); empty when neither the
 	// session nor its connection tells.
 	state string
+	// source is where state was read.
+	source string
 	// initiator is the name this session logged in with.
 	initiator string
 }
@@ -213,7 +215,8 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 		if s.initiator, err = deviceAttr(ctx, v, s.dir()+"/initiatorname"); err != nil {
 			return nil, err
 		}
-		if s.state, err = deviceAttr(ctx, v, s.dir()+"/state"); err != nil {
+		s.source = s.dir() + "/state"
+		if s.state, err = deviceAttr(ctx, v, s.source); err != nil {
 			return nil, err
 		}
 		if s.state == "" {
@@ -221,7 +224,8 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 				continue
 			}
 			// Connections have a state since 5.8, sessions not on every kernel.
-			connection, err := deviceAttr(ctx, v, s.connection()+"/state")
+			s.source = s.connection() + "/state"
+			connection, err := deviceAttr(ctx, v, s.source)
 			if err != nil {
 				return nil, err
 			}
@@ -326,7 +330,7 @@ func iscsidState(ctx context.Context, v host.View, matters bool) (iscsidView, er
 	case errors.Is(err, host.ErrNoSystemd):
 		d.live = true
 		return d, nil
-	case errors.Is(err, host.ErrNotLive):
+	case errors.Is(err, host.ErrNotLive) && d.running:
 		return d, nil
 	case err != nil:
 		return d, fmt.Errorf("state of iscsid's units: %w", err)
@@ -423,7 +427,7 @@ func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result
 		}
 	}
 	if unknown > 0 {
-		errs = append(errs, fmt.Errorf("the kernel does not tell the state of %d iSCSI sessions", unknown))
+		errs = append(errs, fmt.Errorf("the kernel does not tell the state of some iSCSI sessions (%d)", unknown))
 	}
 
 	failed := map[string]finding.Finding{}
@@ -485,6 +489,9 @@ func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, p
 		Reason: "SessionFailed", Severity: finding.Critical, Subject: subject,
 		Evidence: []finding.Evidence{{Source: s.dir() + "/state", Observed: s.state, Expected: sessionAlive}},
 	}
+	if s.source != s.dir()+"/state" {
+		f.Evidence = nil
+	}
 	if c, err := deviceAttr(ctx, v, s.connection()+"/state"); err == nil && c != "" {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: s.connection() + "/state", Observed: c, Expected: "up"})
 	}
@@ -497,7 +504,7 @@ func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, p
 		}
 		covered = covered && other != ""
 		if len(f.Evidence) < 12 {
-			f.Evidence = append(f.Evidence, finding.Evidence{Source: "disk " + disk + " of the session", Observed: observed})
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: "/sys/block/" + disk + "/holders", Observed: observed})
 		}
 	}
 	state := "has lost its connection"

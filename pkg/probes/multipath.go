@@ -159,6 +159,7 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 	}
 
 	mounts := mountsOver{host: in.Host}
+	targets := iscsiTargets{host: in.Host, names: map[string]string{}}
 	working, total := 0, 0
 	for i := range found {
 		m := &found[i]
@@ -176,7 +177,7 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
-		if err := p.judgeWanted(ctx, in.Host, &r, m, &mounts); err != nil {
+		if err := p.judgeWanted(ctx, &r, m, targets, &mounts); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -604,9 +605,9 @@ func localTarget(target string, more []string) bool {
 
 // judgeWanted finds maps over disks that must not be in one. The vendor does not
 // tell: what calls itself IET may be a Longhorn replica or a real tgt array.
-func (p Multipath) judgeWanted(ctx context.Context, v host.View, r *finding.Result, m *multipathMap, mounts *mountsOver) error {
+func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multipathMap, targets iscsiTargets, mounts *mountsOver) error {
 	for _, path := range m.paths {
-		what, e, err := p.notForMultipath(ctx, v, path, len(m.paths))
+		what, e, err := p.notForMultipath(ctx, path, len(m.paths), targets)
 		if err != nil {
 			return err
 		}
@@ -623,13 +624,13 @@ func (p Multipath) judgeWanted(ctx context.Context, v host.View, r *finding.Resu
 	return nil
 }
 
-func (p Multipath) notForMultipath(ctx context.Context, v host.View, path multipathPath, paths int) (what string, e finding.Evidence, err error) {
+func (p Multipath) notForMultipath(ctx context.Context, path multipathPath, paths int, targets iscsiTargets) (what string, e finding.Evidence, err error) {
 	for _, kind := range []string{"rbd", "drbd", "nbd"} {
 		if rest, ok := strings.CutPrefix(path.name, kind); ok && rest != "" && rest[0] >= '0' && rest[0] <= '9' {
 			return kind + ", which replicates by itself", finding.Evidence{Source: "/sys/dev/block/" + devT(path.dev), Observed: path.name}, nil
 		}
 	}
-	if strings.HasPrefix(path.name, "nvme") {
+	if v := targets.host; strings.HasPrefix(path.name, "nvme") {
 		dir := "/sys/dev/block/" + devT(path.dev) + "/device"
 		nqn, err := deviceAttr(ctx, v, dir+"/subsysnqn")
 		if err != nil {
@@ -651,8 +652,7 @@ func (p Multipath) notForMultipath(ctx context.Context, v host.View, path multip
 	if session == "" {
 		return "", e, nil
 	}
-	source := "/sys/class/iscsi_session/" + session + "/targetname"
-	target, err := deviceAttr(ctx, v, source)
+	source, target, err := targets.of(ctx, session)
 	if err != nil {
 		return "", e, err
 	}
@@ -660,6 +660,25 @@ func (p Multipath) notForMultipath(ctx context.Context, v host.View, path multip
 		return "a volume that replicates itself (" + shortTarget(target) + ")", finding.Evidence{Source: source, Observed: target}, nil
 	}
 	return "", e, nil
+}
+
+// iscsiTargets remembers the target of each session for one pass: a few sessions
+// carry thousands of paths.
+type iscsiTargets struct {
+	host  host.View
+	names map[string]string
+}
+
+func (t iscsiTargets) of(ctx context.Context, session string) (source, target string, err error) {
+	source = sessionsDir + "/" + session + "/targetname"
+	target, ok := t.names[session]
+	if !ok {
+		if target, err = deviceAttr(ctx, t.host, source); err != nil {
+			return source, "", err
+		}
+		t.names[session] = target
+	}
+	return source, target, nil
 }
 
 // scsiPlace is where a SCSI disk hangs, taken from its path in /sys/devices.
@@ -839,7 +858,7 @@ func factsOf(ctx context.Context, v host.View, name string) (f diskFacts, place 
 	}
 	switch {
 	case place.session != "":
-		f.target = attr("/sys/class/iscsi_session/" + place.session + "/targetname")
+		f.target = attr(sessionsDir + "/" + place.session + "/targetname")
 	case place.rport != "":
 		f.target = attr("/sys/class/fc_remote_ports/" + place.rport + "/node_name")
 	}

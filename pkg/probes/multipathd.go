@@ -3,6 +3,7 @@ package probes
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -94,23 +95,18 @@ func readMultipathdReply(r *bufio.Reader, read func(io.Reader) error) error {
 		return fmt.Errorf("the reply claims %d bytes, which is no multipathd reply", size)
 	}
 	body := &io.LimitedReader{R: r, N: int64(size) - 1}
-	if err := read(body); err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, body); err != nil {
-		return err
+	err := read(body)
+	if _, skip := io.Copy(io.Discard, body); err == nil {
+		err = skip
 	}
 	if body.N > 0 {
-		return io.ErrUnexpectedEOF
+		return cmp.Or(err, io.ErrUnexpectedEOF)
 	}
-	end, err := r.ReadByte()
-	if err != nil {
-		return err
+	end, last := r.ReadByte()
+	if last == nil && end != 0 {
+		last = errors.New("the reply does not end with NUL")
 	}
-	if end != 0 {
-		return errors.New("the reply does not end with NUL")
-	}
-	return nil
+	return cmp.Or(err, last)
 }
 
 // text asks for a reply in words.
@@ -252,7 +248,7 @@ func jsonTrouble(err error) error {
 func multipathdSilent(err error) bool {
 	return errors.Is(err, errMultipathdTimeout) ||
 		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, host.ErrNoReply) ||
-		errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
