@@ -42,7 +42,7 @@ line or the config is wrong; 3 no finding, but a probe could not run.`,
 			if err != nil {
 				return err
 			}
-			view, closeView, err := c.open(nil)
+			view, closeView, err := c.open()
 			if err != nil {
 				return err
 			}
@@ -90,7 +90,7 @@ func (c *common) load() (*config.Sections, error) {
 }
 
 // open opens this host, or the tree of --root.
-func (c *common) open(kubelet func(ctx context.Context, path string) ([]byte, error)) (host.View, func(), error) {
+func (c *common) open() (host.View, func(), error) {
 	if c.root != "" {
 		tree, err := host.OpenTree(c.root)
 		if err != nil {
@@ -98,7 +98,7 @@ func (c *common) open(kubelet func(ctx context.Context, path string) ([]byte, er
 		}
 		return tree, func() { tree.Close() }, nil
 	}
-	h, err := host.Open(host.Options{Kubelet: kubelet})
+	h, err := host.Open(host.Options{})
 	if err != nil {
 		return nil, nil, exitError{exitUnknown, err}
 	}
@@ -232,7 +232,7 @@ func (c *common) explainHere(ctx context.Context, name string) (explanation, err
 	if err != nil {
 		return explanation{}, err
 	}
-	view, closeView, err := c.open(nil)
+	view, closeView, err := c.open()
 	if err != nil {
 		return explanation{}, err
 	}

@@ -34,7 +34,7 @@ const (
 // restConfigs returns the ways to the API server: with a kubeconfig that alone,
 // in a pod the Service and then the address the kubelet uses, which works
 // before kube-proxy does. Both are used with the pod's own token.
-func restConfigs(ctx context.Context, kubeconfig string, view host.View) ([]*rest.Config, error) {
+func restConfigs(kubeconfig string, h *host.Host) ([]*rest.Config, error) {
 	if kubeconfig != "" {
 		c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err != nil {
@@ -49,7 +49,7 @@ func restConfigs(ctx context.Context, kubeconfig string, view host.View) ([]*res
 	}
 	c.UserAgent = userAgent()
 	configs := []*rest.Config{c}
-	if server := kubeletServer(ctx, view); server != "" && server != c.Host {
+	if server := kubeletServer(h); server != "" && server != c.Host {
 		direct := rest.CopyConfig(c)
 		direct.Host = server
 		configs = append(configs, direct)
@@ -60,12 +60,12 @@ func restConfigs(ctx context.Context, kubeconfig string, view host.View) ([]*res
 func userAgent() string { return "host-hygiene-agent/" + version }
 
 // kubeletServer finds the API server's address in the kubelet's kubeconfig.
-func kubeletServer(ctx context.Context, view host.View) string {
+func kubeletServer(h *host.Host) string {
 	for _, name := range []string{
 		"/etc/kubernetes/kubelet.conf", "/var/lib/kubelet/kubeconfig", "/etc/kubernetes/kubeconfig",
 		"/var/lib/rancher/k3s/agent/kubelet.kubeconfig", "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
 	} {
-		if server, err := host.KubeconfigServer(ctx, view, name); err == nil && server != "" {
+		if server, err := h.KubeconfigServer(name); err == nil && server != "" {
 			return server
 		}
 	}

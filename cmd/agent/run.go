@@ -73,17 +73,17 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	log.Info("starting", "version", version, "node", d.nodeName)
-	var view host.View
-	view, closeView, err := d.open(kubeletClient(func() host.Files { return view }))
+	var view *host.Host
+	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
-		return err
+		return exitError{exitFinding, err}
 	}
-	defer closeView()
+	defer view.Close()
 	o, err := view.OS(ctx)
 	if err != nil {
 		log.Warn("the operating system is not known", "error", err)
 	}
-	configs, err := restConfigs(ctx, d.kubeconfig, view)
+	configs, err := restConfigs(d.kubeconfig, view)
 	if err != nil {
 		return exitError{exitUsage, fmt.Errorf("no way to the API server: %w", err)}
 	}

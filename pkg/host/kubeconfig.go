@@ -2,7 +2,6 @@ package host
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"strings"
@@ -14,14 +13,8 @@ import (
 // may hold keys and tokens, so it is never read whole: one line at a time is
 // looked at in a small buffer, which is wiped afterwards. A kubeconfig written
 // as JSON or in YAML's flow style has no such line and yields nothing.
-func KubeconfigServer(ctx context.Context, files Files, name string) (string, error) {
-	opener, ok := files.(interface {
-		open(ctx context.Context, name string, flags int) (int, error)
-	})
-	if !ok {
-		return "", ErrNotLive
-	}
-	fd, err := opener.open(ctx, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+func (r *Root) KubeconfigServer(name string) (string, error) {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return "", &fs.PathError{Op: "read", Path: name, Err: err}
 	}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/host/hosttest"
+	"github.com/hosthygiene/agent/pkg/report"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden outputs")
+
+// agent runs a command line and returns what it printed and its exit code.
+func agent(t *testing.T, args ...string) (out string, code int) {
+	t.Helper()
+	t.Setenv("NODE_NAME", "n1")
+	root := newRoot()
+	var b bytes.Buffer
+	root.SetOut(&b)
+	root.SetErr(&b)
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	code = exitCode(err)
+	if err != nil {
+		b.WriteString(err.Error())
+	}
+	return b.String(), code
+}
+
+// tree is a host at rest: everything that needs a running kernel is unknown.
+func tree(t *testing.T) string {
+	t.Helper()
+	return hosttest.Load(t, "testdata/tree.txtar").Path("/")
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestCheckOverATree(t *testing.T) {
+	out, code := agent(t, "check", "--root", tree(t), "--config", "testdata/require.yaml")
+	if code != exitFinding {
+		t.Errorf("exit code %d", code)
+	}
+	golden(t, "check.txt", out)
+}
+
+func TestCheckFormats(t *testing.T) {
+	dir := tree(t)
+	out, code := agent(t, "check", "--root", dir, "-o", "json")
+	if code != exitUnknown {
+		t.Errorf("exit code %d: nothing found, much unknown", code)
+	}
+	var r report.HostReport
+	dec := json.NewDecoder(strings.NewReader(out))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		t.Fatal(err)
+	}
+	if r.APIVersion != "hosthygiene.io/v1alpha1" || r.Kind != "HostReport" || r.Node != "n1" || r.Host.OSClass != "mutable" || len(r.Probes) != 7 {
+		t.Errorf("%+v", r)
+	}
+	if r.Time.IsZero() || r.Time.Location() != time.UTC {
+		t.Errorf("time %s", r.Time)
+	}
+	out, _ = agent(t, "check", "--root", dir, "-o", "yaml")
+	var y report.HostReport
+	if err := yaml.UnmarshalStrict([]byte(out), &y); err != nil || len(y.Probes) != 7 {
+		t.Errorf("%v: %+v", err, y)
+	}
+	out, _ = agent(t, "check", "--root", dir, "-o", "junit")
+	var suite struct {
+		Tests  int `xml:"tests,attr"`
+		Errors int `xml:"errors,attr"`
+		Cases  []struct {
+			Name string `xml:"name,attr"`
+		} `xml:"testcase"`
+	}
+	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != 7 || len(suite.Cases) != 7 || suite.Errors == 0 {
+		t.Errorf("%v: %+v", err, suite)
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(bad, []byte("apiVersion: hosthygiene.io/v1alpha1\nkind: AgentConfig\nprobes:\n  time:\n    maxOffset: 50\n    maxOfset: 1s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"check", "-o", "xml"}, "-o xml: want table, wide, json, yaml or junit"},
+		{[]string{"check", "extra"}, `unknown command "extra" for "agent check"`},
+		{[]string{"check", "--no-such-flag"}, "unknown flag: --no-such-flag"},
+		{[]string{"check", "--root", "/no/such/dir"}, "--root: open /no/such/dir: no such file or directory"},
+		{[]string{"check", "--config", bad}, bad + ":6: probes.time.maxOfset: there is no such key: did you mean maxOffset?"},
+		{[]string{"check", "--config", "/no/such/file"}, "no such file"},
+		{[]string{"explain", "weather"}, `no probe "weather": want one of time, disks, multipath, iscsi, pids, oom, packages`},
+		{[]string{"explain"}, "accepts 1 arg(s), received 0"},
+		{[]string{"validate", bad}, bad + `:5: probes.time.maxOffset: want a duration with a unit, such as 50ms, 10s or 5m, not`},
+		{[]string{"run", "--node-name", ""}, "no node name: set NODE_NAME or give --node-name"},
+		{[]string{"run", "--root", "/"}, "--root is for a tree at rest; run needs a running host"},
+		{[]string{"run", "--node-name", "n1", "--log-format", "xml"}, "--log-format xml: want text or json"},
+		{[]string{"cleanup"}, "give one of --all and --wait"},
+	} {
+		out, code := agent(t, c.args...)
+		if code != exitUsage || !strings.Contains(out, c.want) {
+			t.Errorf("%q: exit %d, want 2; printed %q, want %q", c.args, code, out, c.want)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	out, code := agent(t, "validate", "../../examples/config.yaml", "../../examples/configmap.yaml")
+	if code != exitOK || out != "../../examples/config.yaml: valid\n../../examples/configmap.yaml: valid\n" {
+		t.Errorf("exit %d: %s", code, out)
+	}
+}
+
+func TestExplainShowsSettings(t *testing.T) {
+	out, _ := agent(t, "explain", "packages", "--root", tree(t), "--config", "testdata/require.yaml")
+	for _, want := range []string{"PackageMissing", "settings in force (testdata/require.yaml)", "lockHeldFor: 20m"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "iscsi") {
+		t.Errorf("other probes are shown too:\n%s", out)
+	}
+}
+
+// Nothing from the host reaches a terminal unescaped, and what a pipe gets has
+// no colours.
+func TestTableIsPlainAndHarmless(t *testing.T) {
+	r := report.HostReport{Node: "n\x1b]0;evil\x07", Probes: []report.ProbeReport{{
+		Name: "disks", Status: finding.Problem, Summary: "\x1b[2Jgone", Error: "line one\nline \x1b[31mtwo",
+		Findings: []finding.Finding{{Reason: "A", Severity: finding.Critical, Subject: "su\x1bb", Message: "m\x9b31m",
+			Evidence: []finding.Evidence{{Source: "/proc/\x07", Observed: "\x1b[1m", Expected: "x\r"}}, Muted: nil}},
+	}}}
+	for _, style := range []report.Style{{}, {Wide: true}} {
+		var b bytes.Buffer
+		if err := r.WriteTable(&b, style); err != nil {
+			t.Fatal(err)
+		}
+		if i := strings.IndexFunc(b.String(), func(c rune) bool { return c < ' ' && c != '\n' || c >= 0x7f && c < 0xa0 }); i >= 0 {
+			t.Errorf("a control character at %d in %q", i, b.String())
+		}
+	}
+	var b bytes.Buffer
+	if err := r.WriteTable(&b, report.Style{Colour: true}); err != nil {
+		t.Fatal(err)
+	}
+	if rest := regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(b.String(), ""); strings.Contains(rest, "\x1b") {
+		t.Errorf("an escape that is not ours: %q", rest)
+	}
+}
+
+func TestKubeconfigServerReadsNoSecret(t *testing.T) {
+	long := strings.Repeat("QUJD", 2000)
+	for name, c := range map[string]struct{ text, want string }{
+		"kubeadm":      {"apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: " + long + "\n    server: https://10.0.2.2:26760\n  name: x\n", "https://10.0.2.2:26760"},
+		"quoted":       {"clusters:\n- cluster:\n    server: \"https://api.example:6443\"\n", "https://api.example:6443"},
+		"first in map": {"clusters:\n- cluster: {}\n- server: https://a:1\n", "https://a:1"},
+		"no newline":   {"    server: https://a:1", "https://a:1"},
+		"plain http":   {"    server: http://a:1\n", ""},
+		"inside junk":  {"data: " + long + "server: https://evil:1\n", ""},
+		"empty":        {"", ""},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "kubelet.conf"), []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h, err := host.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := h.KubeconfigServer("/kubelet.conf")
+		if got != c.want || err != nil {
+			t.Errorf("%s: got %q %v, want %q", name, got, err, c.want)
+		}
+		h.Close()
+	}
+}
