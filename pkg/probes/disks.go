@@ -147,6 +147,7 @@ type diskPass struct {
 	Disks
 	Input
 	result   finding.Result
+	told     map[finding.Key]bool
 	errs     []error
 	tree     *blockTree
 	devices  blockDevices
@@ -156,8 +157,15 @@ type diskPass struct {
 	mounted []*mountedDevice
 	// onDisk is mounted by every device it lies on; see usersOf.
 	onDisk map[string][]*mountedDevice
+	// required maps disks to the names the configuration requires them by.
+	required map[string]string
+	// claims maps the names udev has for disks to the disks; see explainMissing.
+	claims map[string]claim
 	events *filesystemEvents
 }
+
+// claim is a disk that says a name in /dev is its own.
+type claim struct{ disk, record string }
 
 // mountedDevice is a block device with its mounts.
 type mountedDevice struct {
@@ -179,9 +187,10 @@ func (d *mountedDevice) superOptions() string { return d.Mounts[0].VFSOptions }
 func (p *diskPass) tell(f finding.Finding) {
 	f.Subject, f.Message = hideInitiatorNames(f.Subject), hideInitiatorNames(f.Message)
 	first := f.Subject
-	for n := 2; slices.ContainsFunc(p.result.Findings, func(o finding.Finding) bool { return o.Key() == f.Key() }); n++ {
+	for n := 2; p.told[f.Key()]; n++ {
 		f.Subject = first + " (" + strconv.Itoa(n) + ")"
 	}
+	p.told[f.Key()] = true
 	p.result.Add(f)
 }
 
@@ -208,7 +217,7 @@ func (p *diskPass) fail(err error) {
 
 // Check implements [Probe].
 func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
-	pass := &diskPass{Disks: p, Input: in, tree: newBlockTree(in.Host)}
+	pass := &diskPass{Disks: p, Input: in, tree: newBlockTree(in.Host), told: map[finding.Key]bool{}, required: map[string]string{}}
 	var err error
 	pass.devices, err = pass.tree.inventory(ctx)
 	pass.fail(err)
@@ -487,6 +496,9 @@ func (p *diskPass) checkRequired(ctx context.Context) {
 			p.fail(fmt.Errorf("required device %s: %w", want.ID, err))
 			continue
 		}
+		for _, f := range slices.Concat(m.good, m.small) {
+			p.required[f.Name.Disk] = want.ID
+		}
 		if len(m.good) < max(want.Count, 1) {
 			p.tell(p.requiredMissing(ctx, want, m))
 			continue
@@ -620,17 +632,9 @@ func (p *diskPass) requiredMissing(ctx context.Context, want RequiredDevice, m r
 
 // explainMissing adds why a name may be missing although its disk is there.
 func (p *diskPass) explainMissing(ctx context.Context, want RequiredDevice, f finding.Finding) finding.Finding {
-	claim := strings.TrimPrefix(want.ID, "/dev/")
-	for _, d := range p.devices.Disks {
-		dev, err := p.numberOf(ctx, d.Name)
-		if err != nil {
-			continue
-		}
-		record, err := readUdev(ctx, p.Host, dev)
-		if err == nil && slices.Contains(record.Links, claim) {
-			f.Evidence = append(f.Evidence, finding.Evidence{Source: fmt.Sprintf("/run/udev/data/b%d:%d", dev.Major, dev.Minor),
-				Observed: d.Name + " claims the name, but the link is not in /dev", Expected: "a link; udevadm trigger makes it anew"})
-		}
+	if c, ok := p.udevClaims(ctx)[strings.TrimPrefix(want.ID, "/dev/")]; ok {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: c.record,
+			Observed: c.disk + " claims the name, but the link is not in /dev", Expected: "a link; udevadm trigger makes it anew"})
 	}
 	// Azure's two sets of rules name one data disk differently.
 	if lun, ok := strings.CutPrefix(want.ID, "/dev/disk/azure/scsi1/lun"); ok {
@@ -640,6 +644,29 @@ func (p *diskPass) explainMissing(ctx context.Context, want RequiredDevice, f fi
 		}
 	}
 	return f
+}
+
+// udevClaims reads udev's record of every disk, once, when a name is missing.
+// Disks it has none of are passed over: it only explains.
+func (p *diskPass) udevClaims(ctx context.Context) map[string]claim {
+	if p.claims != nil {
+		return p.claims
+	}
+	p.claims = map[string]claim{}
+	for _, d := range p.devices.Disks {
+		dev, err := p.numberOf(ctx, d.Name)
+		if err != nil {
+			continue
+		}
+		record, err := readUdev(ctx, p.Host, dev)
+		if err != nil {
+			continue
+		}
+		for _, link := range record.Links {
+			p.claims[link] = claim{d.Name, fmt.Sprintf("/run/udev/data/b%d:%d", dev.Major, dev.Minor)}
+		}
+	}
+	return p.claims
 }
 
 func (p *diskPass) numberOf(ctx context.Context, disk string) (host.DevNum, error) {

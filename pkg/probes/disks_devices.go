@@ -334,7 +334,7 @@ func (p *diskPass) useOf(ctx context.Context, name string) (diskUse, error) {
 		if u.swap, err = p.isSwap(ctx, name); err != nil {
 			return u, err
 		}
-		u.require = p.requiredAs(ctx, name)
+		u.require = p.required[name]
 	}
 	var maps []string
 	for _, h := range u.holders {
@@ -404,22 +404,6 @@ func (p *diskPass) isSwap(ctx context.Context, disk string) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// requiredAs is the name under which the configuration requires a disk.
-func (p *diskPass) requiredAs(ctx context.Context, disk string) string {
-	for _, want := range p.Require.Devices {
-		m, err := p.match(ctx, want)
-		if err != nil {
-			continue // told by checkRequired
-		}
-		for _, f := range append(m.good, m.small...) {
-			if f.Name.Disk == disk {
-				return want.ID
-			}
-		}
-	}
-	return ""
 }
 
 func (p *diskPass) offline(ctx context.Context, what, subject, source, state, expected string, use diskUse) {

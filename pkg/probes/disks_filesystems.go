@@ -25,10 +25,10 @@ func isWritableFS(fsType string) bool {
 }
 
 // checkFilesystem looks for a file system that refuses writes after an error.
-// How the kernel shows that has changed and differs by file system: ext4 sets
-// the super block's "ro" before about 6.13, nothing at all in 6.13 and 6.12
-// stable, and the word "emergency_ro" from about 6.15; btrfs sets "ro"; XFS
-// shows nothing but answers EIO, see checkAnswers.
+// How the kernel shows that has changed and differs by file system: ext4 set the
+// super block's "ro" once, shows nothing at all in 6.12, and the word
+// "emergency_ro" from about 6.15; btrfs sets "ro"; XFS shows nothing but
+// answers EIO, see checkAnswers.
 func (p *diskPass) checkFilesystem(ctx context.Context, d *mountedDevice) {
 	if d.Gone {
 		return
