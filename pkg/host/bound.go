@@ -53,7 +53,7 @@ type flight struct {
 func share[T any](ctx context.Context, fl *flights, what string, f func() (T, error)) (value T, since time.Time, err error) {
 	trace(ctx, what)
 	if err := ctx.Err(); err != nil {
-		return value, since, err
+		return value, since, fmt.Errorf("%s: not asked: %w", what, err)
 	}
 	fl.mu.Lock()
 	c := fl.calls[what]
@@ -66,7 +66,7 @@ func share[T any](ctx context.Context, fl *flights, what string, f func() (T, er
 	}
 	fl.mu.Unlock()
 	if err != nil {
-		return value, since, err
+		return value, since, fmt.Errorf("%s: %w", what, err)
 	}
 	return wait[T](ctx, fl, what, c, false)
 }
@@ -76,7 +76,7 @@ func share[T any](ctx context.Context, fl *flights, what string, f func() (T, er
 func bound[T any](ctx context.Context, fl *flights, what string, drop func(T), f func() (T, error)) (value T, err error) {
 	trace(ctx, what)
 	if err := ctx.Err(); err != nil {
-		return value, err
+		return value, fmt.Errorf("%s: not asked: %w", what, err)
 	}
 	fl.mu.Lock()
 	c, err := fl.start("", func() (any, error) { return f() }, func(v any) {

@@ -113,7 +113,11 @@ func playInit(cgroup string) error {
 	if err := errors.Join(mount("tmpfs", "/mnt", "tmpfs"), mount("tmpfs", "/run", "tmpfs")); err != nil {
 		return err
 	}
-	if cgroup == "unified" {
+	var sfs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &sfs); err != nil {
+		return err
+	}
+	if cgroup == "unified" && sfs.Type != unix.CGROUP2_SUPER_MAGIC {
 		if err := mount("none", "/sys/fs/cgroup", "cgroup2"); err != nil {
 			return err
 		}

@@ -227,6 +227,14 @@ func usrMount(data []byte) usrMountInfo {
 	var root, usr usrMountInfo
 	for line := range bytes.Lines(data) {
 		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+		rest := line
+		for range 4 {
+			_, rest, _ = bytes.Cut(rest, []byte(" "))
+		}
+		point, _, _ := bytes.Cut(rest, []byte(" "))
+		if string(point) != "/" && string(point) != "/usr" {
+			continue // nodes have thousands of these
+		}
 		head, tail, ok := bytes.Cut(line, []byte(" - "))
 		if !ok {
 			continue

@@ -33,7 +33,7 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 	patience, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(killGrace))
 	defer cancel()
 	if err := ctx.Err(); err != nil {
-		return Output{}, err
+		return Output{}, fmt.Errorf("%s: not run: %w", c, err)
 	}
 	return bound(patience, &h.calls, c.String(), nil, func() (Output, error) { return h.run(ctx, c) })
 }

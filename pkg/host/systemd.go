@@ -271,6 +271,10 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
+// maxInFlight limits the questions that wait for an answer at a time; message
+// buses close a connection that has too many.
+const maxInFlight = 64
+
 // units lists units by a method of the manager and fetches the properties the
 // list lacks: the few needed, all in flight at a time. GetAll would have PID 1
 // read the accounting of each cgroup and send some 400 values a service.
@@ -283,6 +287,15 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 		}
 		units := make([]Unit, len(list))
 		var pending []propertyCall
+		collect := func() error {
+			for _, p := range pending {
+				if err := p.take(ctx); err != nil {
+					return err
+				}
+			}
+			pending = pending[:0]
+			return nil
+		}
 		for i, st := range list {
 			u := &units[i]
 			*u = Unit{Name: st.Name, ID: st.Name, Load: st.LoadState, Active: st.ActiveState, Sub: st.SubState, Job: st.JobId != 0}
@@ -294,13 +307,13 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 				p.call = object.GoWithContext(ctx, getProperty, dbus.FlagNoAutoStart, nil, p.iface, p.name)
 				pending = append(pending, p)
 			}
-		}
-		for _, p := range pending {
-			if err := p.take(ctx); err != nil {
-				return nil, err
+			if len(pending) >= maxInFlight {
+				if err := collect(); err != nil {
+					return nil, err
+				}
 			}
 		}
-		return units, nil
+		return units, collect()
 	})
 }
 
