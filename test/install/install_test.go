@@ -1,0 +1,115 @@
+//go:build cluster
+
+// Package install applies the manifests to a real API server.
+package install
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hosthygiene/agent/test/rig"
+)
+
+const (
+	manifests = "../../manifests/"
+	agent     = "system:serviceaccount:host-hygiene:host-hygiene-agent"
+)
+
+// Nodes no kubelet stands behind: a host, and two that have none for us.
+const nodes = `
+apiVersion: v1
+kind: Node
+metadata: {name: host, labels: {kubernetes.io/os: linux}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: virtual, labels: {kubernetes.io/os: linux, type: virtual-kubelet}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: fargate, labels: {kubernetes.io/os: linux, eks.amazonaws.com/compute-type: fargate}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: windows, labels: {kubernetes.io/os: windows}}
+`
+
+func TestInstallAndRemove(t *testing.T) {
+	ctx := t.Context()
+	tools, err := rig.BuildTools(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp, err := rig.StartControlPlane(ctx, t.TempDir(), tools, rig.ControlPlaneOptions{Controllers: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cp.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	kubectl := func(args ...string) string {
+		t.Helper()
+		out, err := cp.Kubectl(ctx, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	eventually := func(want string, args ...string) {
+		t.Helper()
+		got := ""
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+			if got = kubectl(args...); got == want {
+				return
+			}
+		}
+		t.Errorf("kubectl %s: got %q, want %q", strings.Join(args, " "), got, want)
+	}
+	cmd := cp.KubectlCommand(ctx, "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(nodes)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+
+	kubectl("apply", "--validate=strict", "-f", manifests)
+	for line := range strings.Lines(kubectl("apply", "-f", manifests)) {
+		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") {
+			t.Errorf("a second apply changes something: %s", line)
+		}
+	}
+
+	// Namespace labels, quota and priority class let the pods in, on hosts only.
+	eventually("1", "-n", "host-hygiene", "get", "daemonset", "host-hygiene-agent", "-o", "jsonpath={.status.desiredNumberScheduled}")
+	eventually("host", "-n", "host-hygiene", "get", "pods", "-o",
+		"jsonpath={.items[*].spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[*].matchFields[*].values[*]}")
+
+	for _, tt := range []struct{ want, may string }{
+		{"yes", "get nodes"}, {"yes", "list nodes"}, {"yes", "watch nodes"}, {"no", "patch nodes"}, {"no", "update nodes"}, {"no", "delete nodes"},
+		{"yes", "patch nodes --subresource=status"}, {"no", "update nodes --subresource=status"},
+		{"yes", "get nodes --subresource=configz"}, {"yes", "get nodes --subresource=pods"},
+		{"no", "get nodes --subresource=proxy"}, {"no", "create nodes --subresource=proxy"}, {"no", "get nodes --subresource=log"},
+		{"yes", "get volumeattachments"}, {"no", "list volumeattachments"}, {"no", "delete volumeattachments"},
+		{"yes", "create events -n default"}, {"yes", "patch events -n default"}, {"no", "create events -n kube-system"}, {"no", "list events -n default"},
+		{"yes", "get leases -n host-hygiene"}, {"yes", "create leases -n host-hygiene"}, {"yes", "update leases -n host-hygiene"},
+		{"no", "delete leases -n host-hygiene"}, {"no", "get leases -n kube-node-lease"},
+		{"no", "get secrets -n host-hygiene"}, {"no", "list pods -A"}, {"no", "create pods --subresource=exec -n host-hygiene"}, {"no", "get configmaps -n host-hygiene"},
+	} {
+		// It exits with 1 for "no".
+		out, _ := cp.KubectlCommand(ctx, append(append([]string{"auth", "can-i"}, strings.Fields(tt.may)...), "--as", agent)...).Output()
+		if got := strings.TrimSpace(string(out)); got != tt.want {
+			t.Errorf("may the agent %s: got %q, want %q", tt.may, got, tt.want)
+		}
+	}
+
+	for _, overlay := range []string{"openshift", "loopback-metrics", "remedies"} {
+		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
+	}
+
+	kubectl("delete", "--timeout=60s", "-f", manifests)
+	if left := kubectl("get", "clusterroles,clusterrolebindings,roles,rolebindings,namespaces", "-A", "-l", "app.kubernetes.io/part-of=host-hygiene", "-o", "name"); left != "" {
+		t.Errorf("left behind: %s", left)
+	}
+}
