@@ -259,15 +259,15 @@ func (s iscsiSession) subject(ctx context.Context, v host.View) (string, error) 
 	if target == "" {
 		return "session" + strconv.Itoa(s.number), nil
 	}
-	subject := shortTarget(target)
+	subject := shown(shortTarget(target))
 	if address != "" {
 		if strings.Contains(address, ":") {
 			address = "[" + address + "]"
 		}
-		subject += " at " + address + ":" + port
+		subject += " at " + shown(address+":"+port)
 	}
 	if iface != "" && iface != "default" {
-		subject += " via " + iface
+		subject += " via " + shown(iface)
 	}
 	return subject, nil
 }
@@ -487,7 +487,7 @@ func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, p
 	}
 	f := finding.Finding{
 		Reason: "SessionFailed", Severity: finding.Critical, Subject: subject,
-		Evidence: []finding.Evidence{{Source: s.dir() + "/state", Observed: s.state, Expected: sessionAlive}},
+		Evidence: []finding.Evidence{{Source: s.dir() + "/state", Observed: shown(s.state), Expected: sessionAlive}},
 	}
 	if s.source != s.dir()+"/state" {
 		f.Evidence = nil
@@ -617,7 +617,7 @@ func (p ISCSI) judgeRecovery(ctx context.Context, v host.View, r *finding.Result
 		}
 		high++
 		if len(e) < 8 {
-			e = append(e, finding.Evidence{Source: source + " (" + shortTarget(target) + ")", Observed: text, Expected: fmt.Sprintf("at most %.0f s under multipath", p.MaxRecoveryTimeout.D().Seconds())})
+			e = append(e, finding.Evidence{Source: source + " (" + shown(shortTarget(target)) + ")", Observed: shown(text), Expected: fmt.Sprintf("at most %.0f s under multipath", p.MaxRecoveryTimeout.D().Seconds())})
 		}
 	}
 	if high == 0 {
@@ -684,22 +684,15 @@ func judgeInitiatorName(ctx context.Context, v host.View, r *finding.Result, ses
 	name := file.names[0]
 	for _, other := range file.names[1:] {
 		if other != name {
-			add("InitiatorNameInvalid", finding.Critical, "The iSCSI initiator's file gives several different names: which one counts depends on who reads it.", strings.Join(file.names, " and "), "one name")
+			add("InitiatorNameInvalid", finding.Critical, "The iSCSI initiator's file gives several different names: which one counts depends on who reads it.", shown(strings.Join(file.names, " and ")), "one name")
 			return nil
 		}
 	}
 	if err := validISCSIName(name); err != nil {
-		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("The iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another.", err), strconv.Quote(cut(name, 256)), "a name as in RFC 7143, 4.2.7")
+		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("The iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another.", err), strconv.Quote(name), "a name as in RFC 7143, 4.2.7")
 		return nil
 	}
 	return judgeNameChange(ctx, v, r, sessions, name)
-}
-
-func cut(s string, n int) string {
-	if len(s) > n {
-		return s[:n] + "…"
-	}
-	return s
 }
 
 func judgeNameChange(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, name string) error {
@@ -720,7 +713,7 @@ func judgeNameChange(ctx context.Context, v host.View, r *finding.Result, sessio
 		}
 		changed++
 		if len(e) < 4 {
-			e = append(e, finding.Evidence{Source: s.dir() + "/initiatorname", Observed: cut(s.initiator, 256), Expected: name + " as in " + initiatorNameFile})
+			e = append(e, finding.Evidence{Source: s.dir() + "/initiatorname", Observed: shown(s.initiator), Expected: name + " as in " + initiatorNameFile})
 		}
 	}
 	if changed > 0 {
@@ -830,7 +823,7 @@ func judgeISCSIModule(ctx context.Context, in Input, r *finding.Result) error {
 	switch {
 	case where != "":
 		missing("The kernel module iscsi_tcp is forbidden by modprobe's configuration: no iSCSI volume can be attached.", false,
-			finding.Evidence{Source: where, Observed: line, Expected: "no such line"})
+			finding.Evidence{Source: where, Observed: shown(line), Expected: "no such line"})
 	case in.Require.HasModule(iscsiModule):
 		missing("The kernel module iscsi_tcp is required to be loaded and is not.", true,
 			finding.Evidence{Source: dir + "/modules.dep", Observed: "iscsi_tcp is there"})

@@ -325,7 +325,7 @@ func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipat
 		if !ok {
 			continue
 		}
-		m := multipathMap{name: d.Name, wwid: wwid, dev: d.Dev, suspended: d.Suspended}
+		m := multipathMap{name: shown(d.Name), wwid: wwid, dev: d.Dev, suspended: d.Suspended}
 		m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
 		for _, t := range d.Targets {
 			if t.Type != "multipath" {
@@ -371,6 +371,7 @@ func sysfsMultipathMaps(ctx context.Context, v host.View, disks []string) ([]mul
 		if err != nil {
 			return found, err
 		}
+		m.name = shown(m.name)
 		m.dev, _ = parseDevT(number)
 		suspended, err := deviceAttr(ctx, v, dir+"/dm/suspended")
 		if err != nil {
@@ -419,7 +420,7 @@ func (m *multipathMap) hear(said *multipathdMap) {
 	if said == nil {
 		return
 	}
-	m.queueing = said.Queueing
+	m.queueing = shown(said.Queueing)
 	if m.table == "" {
 		m.queues = strings.Contains(said.Features, "queue_if_no_path")
 	}
@@ -455,11 +456,11 @@ func deviceAttr(ctx context.Context, v host.Files, name string) (string, error) 
 // identity and by what is mounted from it.
 func (m *multipathMap) describe(ctx context.Context, mounts *mountsOver) string {
 	more := []string{m.disk()}
-	if m.name != m.wwid {
-		more = append(more, m.wwid)
+	if m.name != shown(m.wwid) {
+		more = append(more, shown(m.wwid))
 	}
 	if at := mounts.of(ctx, m.dev); at != "" {
-		more = append(more, "mounted at "+at)
+		more = append(more, "mounted at "+shown(at))
 	}
 	return fmt.Sprintf("multipath map %s (%s)", m.name, strings.Join(more, ", "))
 }
@@ -538,10 +539,10 @@ func (m *multipathMap) pathEvidence(wanted string) []finding.Evidence {
 			e = append(e, finding.Evidence{Source: "/sys/block/" + p.name + "/device/state", Observed: p.state, Expected: "running"})
 		}
 		if m.status == "" && p.kernel != "" {
-			kernel = append(kernel, p.name+" "+p.kernel)
+			kernel = append(kernel, p.name+" "+shown(p.kernel))
 		}
 		if p.checker != "" {
-			checker = append(checker, p.name+" "+p.checker)
+			checker = append(checker, p.name+" "+shown(p.checker))
 		}
 	}
 	if kernel != nil {
@@ -616,7 +617,7 @@ func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multip
 		}
 		r.Add(finding.Finding{
 			Reason: "UnwantedMap", Severity: finding.Warning, Subject: m.name,
-			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy.", capital(m.describe(ctx, mounts)), path.name, what),
+			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy.", capital(m.describe(ctx, mounts)), shown(path.name), what),
 			Evidence: []finding.Evidence{e, {Source: "paths of the map", Observed: path.name, Expected: "no such disk in a multipath map"}},
 		})
 		return nil
@@ -637,7 +638,7 @@ func (p Multipath) notForMultipath(ctx context.Context, path multipathPath, path
 			return "", e, err
 		}
 		if localTarget(nqn, p.LocalTargets) {
-			return "a volume that replicates itself", finding.Evidence{Source: dir + "/subsysnqn", Observed: nqn}, nil
+			return "a volume that replicates itself", finding.Evidence{Source: dir + "/subsysnqn", Observed: shown(nqn)}, nil
 		}
 		transport, err := deviceAttr(ctx, v, dir+"/transport")
 		if err != nil {
@@ -657,7 +658,7 @@ func (p Multipath) notForMultipath(ctx context.Context, path multipathPath, path
 		return "", e, err
 	}
 	if localTarget(target, p.LocalTargets) {
-		return "a volume that replicates itself (" + shortTarget(target) + ")", finding.Evidence{Source: source, Observed: target}, nil
+		return "a volume that replicates itself (" + shown(shortTarget(target)) + ")", finding.Evidence{Source: source, Observed: shown(target)}, nil
 	}
 	return "", e, nil
 }
@@ -708,10 +709,9 @@ func scsiTopology(link string) scsiPlace {
 	return p
 }
 
-// pathsOutsideMaps finds disks that are evidently one and the same and that no
-// map holds together. Disks with one identity and different sizes, targets or
-// serial numbers are two disks with a copied identity, which the disks probe
-// tells.
+// pathsOutsideMaps finds disks of one identity that no map holds together. Those
+// that are evidently two disks with a copied identity are the disks probe's to
+// tell; both go by the same evidence.
 func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks []string, found []multipathMap) error {
 	inMap := map[string]bool{}
 	for _, m := range found {
@@ -731,7 +731,7 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 		if err != nil {
 			return err
 		}
-		if wwid != "" {
+		if wwid = cleanIdentity(wwid); wwid != "" {
 			loose[wwid] = append(loose[wwid], name)
 		}
 	}
@@ -746,7 +746,7 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 			if err != nil {
 				return err
 			}
-			if wwid != "" {
+			if wwid = cleanIdentity(wwid); wwid != "" {
 				mapOf[wwid] = &found[i]
 				break
 			}
@@ -773,76 +773,85 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 			message = fmt.Sprintf("Multipath map %s lacks paths to its disk, %s: they add no failover, and using them beside the map corrupts data.", m.name, shortList(same[1:], 4))
 		}
 		r.Add(finding.Finding{
-			Reason: "PathsNotMultipathed", Severity: finding.Warning, Subject: wwid, Message: message,
+			Reason: "PathsNotMultipathed", Severity: finding.Warning, Subject: shown(wwid), Message: message,
 			Evidence: []finding.Evidence{
-				{Source: "/sys/block/*/device/wwid of " + shortList(same, 8), Observed: wwid},
-				{Source: "size, target and LUN of each", Observed: what.String(), Expected: "one multipath map over all of them"},
+				{Source: "/sys/block/*/device/wwid of " + shortList(same, 8), Observed: shown(wwid)},
+				{Source: "size, target and LUN of " + same[0], Observed: what.String(), Expected: "one multipath map over all of them"},
 			},
 		})
 	}
 	return nil
 }
 
-// diskFacts are what all paths to one disk have in common beside its identity.
-type diskFacts struct {
-	// size is in sectors, serial the unit serial number, target the iSCSI
-	// target's name or the Fibre Channel node's.
-	size, vendor, model, serial, target, lun string
+// possiblePath is one of several disks with one identity.
+type possiblePath struct {
+	diskProof
+	vendor, model string
+	place         scsiPlace
 }
 
-func (f diskFacts) String() string {
-	s := f.size + " sectors, "
-	if f.target != "" {
-		s += "target " + f.target
+func (f possiblePath) String() string {
+	s := strconv.FormatUint(f.Sectors, 10) + " sectors, "
+	if f.Target != "" {
+		s += "target " + shown(f.Target)
 	} else {
 		s += "no target name"
 	}
-	if f.lun != "" {
-		s += ", LUN " + f.lun
+	if f.LUN != "" {
+		s += ", LUN " + f.LUN
 	}
 	return s
 }
 
-// sameDisk returns those of the names, which have one identity, that also agree
-// in everything else and hang on different ports. With keepFirst they must agree
-// with the first.
-func sameDisk(ctx context.Context, v host.View, names []string, keepFirst bool) (diskFacts, []string, error) {
-	groups := map[diskFacts][]string{}
+// sameDisk returns those of the names, which have one identity, that by what the
+// disks probe goes by are one disk, and that hang on different ports. With
+// mapped the first name is a path of a map, and the others must be its disk.
+func sameDisk(ctx context.Context, v host.View, names []string, mapped bool) (what possiblePath, same []string, err error) {
+	var groups [][]possiblePath
 	ports := map[string]bool{}
-	var order []diskFacts
 	for i, name := range names {
-		f, place, running, err := factsOf(ctx, v, name)
+		f, running, err := possiblePathOf(ctx, v, name)
 		if err != nil {
 			return f, nil, err
 		}
 		switch {
-		case f.size == "" || f.size == "0":
+		case f.Sectors == 0:
 			continue // no medium: card readers and virtual media of a BMC
-		case place.usb:
+		case f.place.usb:
 			continue // docks give all the disks in them one identity
-		case !running && (i > 0 || !keepFirst):
+		case !running && (i > 0 || !mapped):
 			continue // left over from a path that is gone, or failing
-		case place.port != "" && ports[place.port]:
+		case f.place.port != "" && ports[f.place.port]:
 			continue // two LUNs of one port are not two paths
 		}
-		ports[place.port] = true
-		if groups[f] == nil {
-			order = append(order, f)
+		ports[f.place.port] = true
+		g := slices.IndexFunc(groups, func(g []possiblePath) bool {
+			return f.vendor == g[0].vendor && f.model == g[0].model && f.LUN == g[0].LUN &&
+				evidentlyTwo([]diskProof{g[0].diskProof, f.diskProof}) == ""
+		})
+		if g < 0 {
+			groups = append(groups, []possiblePath{f})
+		} else {
+			groups[g] = append(groups[g], f)
 		}
-		groups[f] = append(groups[f], name)
 	}
-	for _, f := range order {
-		if same := groups[f]; len(same) > 1 && (!keepFirst || same[0] == names[0]) {
-			return f, same, nil
+	for _, g := range groups {
+		if len(g) < 2 || mapped && g[0].Name != names[0] {
+			continue
 		}
+		for _, f := range g {
+			same = append(same, f.Name)
+		}
+		return g[0], same, nil
 	}
-	return diskFacts{}, nil, nil
+	return possiblePath{}, nil, nil
 }
 
-func factsOf(ctx context.Context, v host.View, name string) (f diskFacts, place scsiPlace, running bool, err error) {
+func possiblePathOf(ctx context.Context, v host.View, name string) (f possiblePath, running bool, err error) {
 	dir := "/sys/block/" + name
+	f.disk = disk{Name: name, Kind: scsiDisk}
 	if link, err := v.ReadLink(ctx, dir); err == nil {
-		place = scsiTopology(link)
+		f.place = scsiTopology(link)
 	}
 	var errs []error
 	attr := func(name string) string {
@@ -850,19 +859,23 @@ func factsOf(ctx context.Context, v host.View, name string) (f diskFacts, place 
 		errs = append(errs, err)
 		return s
 	}
-	f.size, f.vendor, f.model, f.lun = attr(dir+"/size"), attr(dir+"/device/vendor"), attr(dir+"/device/model"), place.lun
+	f.Sectors, _ = strconv.ParseUint(attr(dir+"/size"), 10, 64)
+	f.vendor, f.model, f.LUN = attr(dir+"/device/vendor"), attr(dir+"/device/model"), f.place.lun
 	running = attr(dir+"/device/state") == "running"
-	// The unit serial number page: four bytes of header, then the number.
-	if page, err := v.ReadFileMax(ctx, dir+"/device/vpd_pg80", 4096); err == nil && len(page) > 4 {
-		f.serial = string(bytes.Trim(page[4:], "\x00 "))
+	// Not every device has these pages.
+	if page, err := v.ReadFileMax(ctx, dir+"/device/vpd_pg80", maxAttribute); err == nil {
+		f.Serial = scsiSerial(page)
+	}
+	if page, err := v.ReadFileMax(ctx, dir+"/device/vpd_pg83", maxAttribute); err == nil {
+		f.Port, _ = relativePort(page)
 	}
 	switch {
-	case place.session != "":
-		f.target = attr(sessionsDir + "/" + place.session + "/targetname")
-	case place.rport != "":
-		f.target = attr("/sys/class/fc_remote_ports/" + place.rport + "/node_name")
+	case f.place.session != "":
+		f.Target = attr(sessionsDir + "/" + f.place.session + "/targetname")
+	case f.place.rport != "":
+		f.Target, f.FC = attr("/sys/class/fc_remote_ports/"+f.place.rport+"/node_name"), true
 	}
-	return f, place, running, errors.Join(errs...)
+	return f, running, errors.Join(errs...)
 }
 
 // multipathDaemon is what was found out about multipathd.
@@ -961,7 +974,7 @@ func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps, wantConf bool
 	if len(fields) < 3 || fields[0] != "pid" {
 		return fmt.Errorf("\"show daemon\" was answered with %.60q, want \"pid N STATE\"", text)
 	}
-	d.state = fields[2]
+	d.state = shown(fields[2])
 	if wantMaps {
 		if d.maps, err = conn.maps(); err != nil {
 			return err
