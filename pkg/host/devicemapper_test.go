@@ -3,8 +3,10 @@ package host
 import (
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -199,25 +201,43 @@ func TestDeviceMapperAbsent(t *testing.T) {
 	}
 }
 
-// replies are what the fake gives for one of each kind, for the fuzzer to damage.
-func replies(f *testing.F) (list, device []byte) {
-	dm := &fakeDM{devices: []DMDevice{multipathDevice(0), multipathDevice(1)}}
-	c := &dmClient{call: dm.call, buf: make([]byte, 2048)}
-	list, err := c.do(dmListDevices, 0, 0)
+// kernelReply is an answer of Linux 6.12 (device-mapper 4.48.0) on a node with one
+// multipath map of two paths.
+func kernelReply(t testing.TB, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile("testdata/dm/" + name + ".hex")
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
-	list = append([]byte(nil), list...)
-	if device, err = c.do(dmTableStatus, unix.Mkdev(253, 1), 0); err != nil {
-		f.Fatal(err)
+	data, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return list, device
+	return data
+}
+
+func TestKernelReplies(t *testing.T) {
+	numbers, err := parseDMList(kernelReply(t, "list"))
+	if diff := cmp.Diff([]uint64{unix.Mkdev(253, 0)}, numbers); diff != "" || err != nil {
+		t.Errorf("list: %v\n%s", err, diff)
+	}
+	want := DMDevice{Name: "mpatha", UUID: "mpath-35000c500a1b2c3d4", Dev: DevNum{253, 0}, EventNr: 4, Targets: []DMTarget{
+		{Length: 131072, Type: "multipath", Table: "0 0 2 1 service-time 0 1 2 8:0 1 1 service-time 0 1 2 8:16 1 1 "}}}
+	got, err := parseDMDevice(kernelReply(t, "table"), true)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("table: %v\n%s", err, diff)
+	}
+	want.Targets[0].Table, want.Targets[0].Status = "", "2 1 0 0 2 1 E 0 1 2 8:0 A 0 0 1 E 0 1 2 8:16 A 0 0 1 "
+	got, err = parseDMDevice(kernelReply(t, "status"), false)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("status: %v\n%s", err, diff)
+	}
 }
 
 func FuzzParseDM(f *testing.F) {
-	list, device := replies(f)
-	f.Add(list)
-	f.Add(device)
+	for _, name := range []string{"list", "table", "status"} {
+		f.Add(kernelReply(f, name))
+	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if numbers, err := parseDMList(data); err == nil && len(numbers)*12 > len(data) {
