@@ -1,0 +1,389 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// The limits of the container's memory. The figures are about the agent and not
+// about the machine: an emulated processor makes it slow, not big.
+const (
+	maxPeak     = 48e6
+	maxResident = 36e6
+	maxAnon     = 14e6
+)
+
+func TestAgent(t *testing.T) {
+	w := start(t)
+	ctx, stop := context.WithCancel(t.Context())
+	watching := make(chan struct{})
+	go func() { defer close(watching); w.run(ctx) }()
+	t.Cleanup(func() { stop(); <-watching })
+	t.Cleanup(func() { w.publish(t) })
+
+	w.buildAgent(t)
+	t.Cleanup(func() { w.mustGuest(t, outfitOff) })
+	w.mustGuest(t, outfit)
+	t.Cleanup(func() { w.remove(t) })
+	w.remove(t) // what an earlier run left on an attached cluster
+	w.install(t)
+
+	t.Run("defaults", w.defaults)
+	w.configure(t, runConfig, func() error {
+		_, err := w.metric("hosthygiene_package_installed", testPackage)
+		return err
+	})
+	w.spent("config in force")
+	t.Run("idle", w.idle)
+	t.Run("scenarios", func(t *testing.T) {
+		for _, s := range scenarios() {
+			t.Run(s.name, func(t *testing.T) { w.play(t, s) })
+		}
+		w.spent("scenarios")
+	})
+	t.Run("killed", w.killed)
+	t.Run("outage", w.outage)
+	t.Run("footprint", w.footprint)
+	t.Run("access", w.access)
+	t.Run("uninstall", w.uninstall)
+}
+
+// install applies the manifests as they are, twice: the second time must change
+// nothing.
+func (w *world) install(t *testing.T) {
+	t.Helper()
+	w.kubectl(t, "apply", "-f", manifests)
+	for line := range strings.Lines(w.kubectl(t, "apply", "-f", manifests)) {
+		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") {
+			t.Errorf("applying the manifests a second time: %s", line)
+		}
+	}
+	w.podReady(t, 0)
+	w.spent("agent ready")
+}
+
+// remove takes everything away without asking the agent.
+func (w *world) remove(t *testing.T) {
+	t.Helper()
+	w.kubectl(t, "delete", "--ignore-not-found", "-f", manifests)
+	if out, err := w.cleanup(t, "--all"); err != nil {
+		t.Errorf("agent cleanup --all: %v: %s", err, out)
+	}
+}
+
+func (w *world) cleanup(t *testing.T, flags ...string) (string, error) {
+	args := append([]string{"cleanup", "--kubeconfig", w.cp.Kubeconfig()}, flags...)
+	out, err := exec.CommandContext(cleanupContext(t), w.binary, args...).CombinedOutput()
+	return string(out), err
+}
+
+// defaults: with no config at all a healthy node is said to be healthy, and
+// nothing else happens.
+func (w *world) defaults(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.dump(t)
+		}
+	})
+	await(t, "every condition to be healthy", w.healthy)
+	for kind, c := range w.all() {
+		if c.Message == "" {
+			t.Errorf("%s says nothing of what was verified", kind)
+		}
+	}
+	for _, c := range w.changesSince(mark{}) {
+		if c.to != nil && c.to.Status == corev1.ConditionTrue && c.kind != "Ready" {
+			t.Errorf("a problem on a healthy node: %s: %s", c, c.to.Message)
+		}
+	}
+	w.invariants(t)
+}
+
+// idle: a healthy node that stays so costs no write and no Event.
+func (w *world) idle(t *testing.T) {
+	await(t, "every condition to be healthy", w.healthy)
+	before := w.mark()
+	_, offset := w.auditSince(t, w.auditStart)
+	time.Sleep(time.Minute)
+	requests, _ := w.auditSince(t, offset)
+	for _, r := range requests {
+		if r.write() {
+			t.Errorf("a write while nothing changed: %s", r)
+		}
+	}
+	for _, c := range w.changesSince(before) {
+		t.Errorf("a change while nothing changed: %s", c)
+	}
+	for _, e := range w.eventsSince(before) {
+		t.Errorf("an Event while nothing changed: %s %s", e.Reason, e.Message)
+	}
+	if p, err := w.pod(t.Context()); err != nil || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Errorf("the agent was restarted: %v", err)
+	}
+	w.invariants(t)
+	w.spent("a minute idle")
+}
+
+// kill ends the agent without warning and waits until it is ready again.
+func (w *world) kill(t *testing.T) {
+	t.Helper()
+	w.memory(t) // the container and its figures end with it
+	p, err := w.pod(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mustGuest(t, agentPID+"kill -9 $pid")
+	w.podReady(t, p.Status.ContainerStatuses[0].RestartCount+1)
+}
+
+// killed: an agent that dies and comes back changes nothing that was true, with
+// a problem told and without one, and sees what was repaired while it was dead.
+func (w *world) killed(t *testing.T) {
+	t.Cleanup(func() {
+		if _, err := w.guest(cleanupContext(t), "systemctl start chrony"); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			w.dump(t)
+		}
+	})
+	await(t, "every condition to be healthy", w.healthy)
+	w.mustGuest(t, "systemctl stop chrony")
+	await(t, "NoTimeDaemon", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
+	before := w.mark()
+	w.kill(t)
+	w.passes(t, 2)
+	for _, c := range w.changesSince(before) {
+		t.Errorf("the restart changed a condition: %s", c)
+	}
+	for _, e := range w.eventsSince(before) {
+		t.Errorf("the restart posted an Event: %s %s: %s", e.Type, e.Reason, e.Message)
+	}
+
+	fixed := time.Now()
+	w.mustGuest(t, agentPID+"systemctl start chrony; kill -9 $pid")
+	await(t, "TimeProblem to clear", w.is("TimeProblem", corev1.ConditionFalse, "NoProblem"))
+	w.spent(fmt.Sprintf("repaired while the agent was dead: cleared after %s", time.Since(fixed).Round(100*time.Millisecond)))
+	await(t, "every condition to be healthy", w.healthy)
+	w.invariants(t)
+	w.spent("killed twice")
+}
+
+// passes waits until every probe has run so often again.
+func (w *world) passes(t *testing.T, n float64) {
+	t.Helper()
+	want := map[string]float64{}
+	await(t, "more passes", func() error {
+		for _, probe := range []string{"time", "disks", "multipath", "iscsi", "pids", "oom", "packages"} {
+			runs, err := w.metric("hosthygiene_probe_runs_total", `probe="`+probe+`"`)
+			if err != nil {
+				return err
+			}
+			if want[probe] == 0 {
+				want[probe] = runs + n
+			}
+			if runs < want[probe] {
+				return fmt.Errorf("%s has run %v times", probe, runs)
+			}
+		}
+		return nil
+	})
+}
+
+// outage: the API server is away for two minutes. A fault that happens meanwhile
+// is told when it is back, nothing else changes, and the agent does not hammer.
+func (w *world) outage(t *testing.T) {
+	if w.attached {
+		t.Skip("the API server is another process's, and can not be stopped from here")
+	}
+	w.outageOf(t, 2*time.Minute, 30)
+}
+
+func (w *world) outageOf(t *testing.T, length time.Duration, maxAttempts int) {
+	t.Cleanup(func() {
+		if _, err := w.guest(cleanupContext(t), "systemctl start chrony"+uncountAttempts); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			w.dump(t)
+		}
+	})
+	await(t, "every condition to be healthy", w.healthy)
+	before := w.mark()
+	w.mustGuest(t, agentPID+countAttempts)
+	if err := w.cp.StopAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	gone := time.Now()
+	w.mustGuest(t, "systemctl stop chrony")
+	time.Sleep(length - time.Since(gone))
+	attempts, err := strconv.Atoi(w.mustGuest(t, attemptsSoFar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if attempts < 2 || attempts > maxAttempts {
+		t.Errorf("the agent tried to connect %d times in %s, want 2 to %d", attempts, length, maxAttempts)
+	}
+	if err := w.cp.StartAPIServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	await(t, "the fault to be told", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
+	told := time.Since(back)
+	await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
+	w.note("outage of "+length.String(), fmt.Sprintf("%d attempts to connect; told %.1f s after the API server was back", attempts, told.Seconds()))
+	w.mustGuest(t, "systemctl start chrony")
+	await(t, "TimeProblem to clear", w.is("TimeProblem", corev1.ConditionFalse))
+	for _, c := range w.changesSince(before) {
+		if c.statusChange() && c.kind != "TimeProblem" {
+			t.Errorf("the outage changed another condition: %s", c)
+		}
+	}
+	if p, err := w.pod(t.Context()); err != nil {
+		t.Error(err)
+	} else if s := p.Status.ContainerStatuses[0]; s.LastTerminationState.Terminated != nil && s.LastTerminationState.Terminated.FinishedAt.After(gone) {
+		t.Errorf("the agent ended during the outage: %+v", s.LastTerminationState.Terminated)
+	}
+	w.invariants(t)
+	w.spent("outage")
+}
+
+// Connections that the agent's container tries to open are counted where they
+// leave the node, by its control group: what it says of itself in metrics would
+// have to be believed.
+const (
+	countAttempts   = `iptables -I OUTPUT -p tcp --syn ! -o lo -m cgroup --path "$(cut -d: -f3 /proc/$pid/cgroup)" -m comment --comment e2e-attempts` + "\n"
+	attemptsSoFar   = `iptables -nvxL OUTPUT | awk '/e2e-attempts/ {print $1}'`
+	uncountAttempts = "\n" + `iptables -S OUTPUT | sed -n '/e2e-attempts/ s/^-A/-D/p' | xargs -r iptables`
+)
+
+// usage is the memory of the agent's container.
+type usage struct {
+	peak, current, anon, resident, residentAnon, killed int64
+}
+
+// memory reads the figures of the container and holds them to its limit.
+func (w *world) memory(t *testing.T) usage {
+	t.Helper()
+	out := w.mustGuest(t, agentPID+`c=/sys/fs/cgroup$(cut -d: -f3 /proc/$pid/cgroup)
+cat $c/memory.peak $c/memory.current
+awk '$1 == "anon" {print $2}' $c/memory.stat
+awk '$1 == "VmRSS:" {print $2 * 1024}' /proc/$pid/status
+awk '$1 == "RssAnon:" {print $2 * 1024}' /proc/$pid/status
+awk '$1 == "oom_kill" || $1 == "max" {n += $2} END {print n}' $c/memory.events`)
+	var u usage
+	fields := strings.Fields(out)
+	for i, into := range []*int64{&u.peak, &u.current, &u.anon, &u.resident, &u.residentAnon, &u.killed} {
+		if i >= len(fields) {
+			t.Fatalf("reading the agent's memory: %q", out)
+		}
+		v, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*into = v
+	}
+	w.mu.Lock()
+	w.peak = max(w.peak, u.peak)
+	w.mu.Unlock()
+	if u.peak >= maxPeak {
+		t.Errorf("the container's memory.peak is %d, want less than %d", u.peak, int64(maxPeak))
+	}
+	if u.killed > 0 {
+		t.Errorf("the container met its memory limit %d times", u.killed)
+	}
+	return u
+}
+
+// footprint: after all of that the agent is as small as it is to be.
+func (w *world) footprint(t *testing.T) {
+	u := w.memory(t)
+	if u.resident > maxResident || u.residentAnon > maxAnon {
+		t.Errorf("resident memory is %d, of which anonymous %d; want at most %d and %d", u.resident, u.residentAnon, int64(maxResident), int64(maxAnon))
+	}
+	w.note("memory", fmt.Sprintf("resident %.1f MB, anonymous %.1f MB; container now %.1f MB, peak of all %.1f MB",
+		float64(u.resident)/1e6, float64(u.residentAnon)/1e6, float64(u.current)/1e6, float64(w.peak)/1e6))
+	// What it was refused outside the API server it would say.
+	logs := w.kubectl(t, "logs", "-n", namespace, "ds/"+daemonSet)
+	for line := range strings.Lines(logs) {
+		lower := strings.ToLower(line)
+		if strings.Contains(lower, "forbidden") || strings.Contains(lower, "panic") {
+			t.Errorf("the agent's log: %s", line)
+		}
+	}
+}
+
+// uninstall: as documented, and then the hasty way.
+func (w *world) uninstall(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.dump(t)
+		}
+	})
+	gone := func() error {
+		if left := w.all(); len(left) > 0 {
+			return fmt.Errorf("%d conditions are left", len(left))
+		}
+		return nil
+	}
+	w.configure(t, strings.Replace(runConfig, "interval: 5s\n", "interval: 5s\nreport: {conditions: \"off\"}\n", 1), gone)
+	if out, err := w.cleanup(t, "--wait"); err != nil {
+		t.Errorf("agent cleanup --wait: %v: %s", err, out)
+	}
+	w.kubectl(t, "delete", "-f", manifests)
+	w.nothingLeft(t)
+	w.spent("uninstalled")
+
+	w.install(t)
+	await(t, "every condition to be healthy", w.healthy)
+	w.kubectl(t, "delete", "-f", manifests)
+	if len(w.all()) == 0 {
+		t.Error("the conditions went with the manifests, so that nothing is left for cleanup --all to prove")
+	}
+	out, err := w.cleanup(t, "--all")
+	if err != nil {
+		t.Errorf("agent cleanup --all: %v: %s", err, out)
+	}
+	await(t, "the conditions to go", gone)
+	w.nothingLeft(t)
+	w.spent("uninstalled hastily")
+}
+
+// nothingLeft holds the cluster and the node to what an uninstall promises.
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	left := w.kubectl(t, "get", "-A", "-o", "name", "-l", "app.kubernetes.io/part-of=host-hygiene",
+		"namespaces,serviceaccounts,resourcequotas,services,daemonsets,pods,clusterroles,clusterrolebindings,roles,rolebindings")
+	if left != "" {
+		t.Errorf("left in the cluster: %s", left)
+	}
+	if left := w.mustGuest(t, "for p in $(pgrep -x agent); do grep kubepods /proc/$p/cgroup; done; true"); left != "" {
+		t.Errorf("still running on the node: %s", left)
+	}
+	// The folder is the kubelet's doing (DirectoryOrCreate) and stays, empty.
+	files := strings.Fields(w.mustGuest(t, "find /var/lib/host-hygiene -mindepth 1"))
+	if len(files) > 0 {
+		t.Errorf("left on the node: %v", files)
+	}
+}
+
+// publish shows the table at the end, also of a run that failed.
+func (w *world) publish(t *testing.T) {
+	table := w.table()
+	t.Logf("\n%s", table)
+	if file := os.Getenv("HYGIENE_E2E_TABLE"); file != "" {
+		if err := os.WriteFile(file, []byte(table), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,19 @@
+// Package e2e proves the agent on a real cluster with a real node (package
+// rig): the manifests are applied as they are delivered, faults are made on the
+// node as they happen to hardware, and everything is judged by what the
+// Kubernetes API shows.
+//
+//	go test -tags cluster -timeout 30m ./test/e2e
+//
+// starts a cluster of its own, which takes a minute or two. Environment:
+//
+//	HYGIENE_ATTACH=1     use the cluster of "go run ./test/cluster up" instead
+//	                     (CLUSTER names one of several); what takes owning its
+//	                     processes is left out
+//	HYGIENE_NIGHTLY=1    also run what takes tens of minutes
+//	HYGIENE_E2E_TABLE=F  write the table of latencies to the file F as well
+//
+// Single scenarios are selected as Go tests are:
+//
+//	HYGIENE_ATTACH=1 go test -tags cluster ./test/e2e -run 'TestAgent/scenarios/chronyd_stopped'
+package e2e

@@ -1,0 +1,295 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+)
+
+const prefix = "hosthygiene.io/"
+
+// change is one difference the API server showed in a condition of ours.
+type change struct {
+	at       time.Time
+	kind     string // the condition's type without the prefix
+	from, to *corev1.NodeCondition
+}
+
+func (c change) String() string {
+	show := func(n *corev1.NodeCondition) string {
+		if n == nil {
+			return "absent"
+		}
+		return fmt.Sprintf("%s/%s (since %s)", n.Status, n.Reason, n.LastTransitionTime.UTC().Format(time.TimeOnly))
+	}
+	return fmt.Sprintf("%s %s: %s → %s", c.at.UTC().Format("15:04:05.0"), c.kind, show(c.from), show(c.to))
+}
+
+// statusChange says whether more than the wording is different.
+func (c change) statusChange() bool {
+	return c.from == nil || c.to == nil || c.from.Status != c.to.Status
+}
+
+// observer follows the Node and the agent's Events with watches, so that it
+// sees every version of a condition: one that flickers between two polls too.
+type observer struct {
+	client *http.Client
+	server string
+	node   string
+
+	mu         sync.Mutex
+	conditions map[string]corev1.NodeCondition
+	changes    []change
+	events     map[string]corev1.Event // by name
+	faults     []string                // what no condition may ever do
+	synced     bool
+}
+
+func newObserver(cfg *rest.Config, node string) (*observer, error) {
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &observer{client: client, server: cfg.Host, node: node,
+		conditions: map[string]corev1.NodeCondition{}, events: map[string]corev1.Event{}}, nil
+}
+
+func (o *observer) run(ctx context.Context) {
+	var running sync.WaitGroup
+	running.Go(func() {
+		o.follow(ctx, "/api/v1/nodes", "metadata.name="+o.node, o.seeNode)
+	})
+	running.Go(func() {
+		o.follow(ctx, "/api/v1/namespaces/default/events", "involvedObject.name="+o.node, o.seeEvent)
+	})
+	running.Wait()
+}
+
+func (o *observer) seeNode(raw []byte) error {
+	var n corev1.Node
+	if err := json.Unmarshal(raw, &n); err != nil {
+		return err
+	}
+	now := time.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	seen := map[string]bool{}
+	for _, c := range n.Status.Conditions {
+		kind, ours := strings.CutPrefix(string(c.Type), prefix)
+		if !ours {
+			continue
+		}
+		seen[kind] = true
+		var from *corev1.NodeCondition
+		if old, had := o.conditions[kind]; had {
+			if old == c {
+				continue
+			}
+			from = &old
+		}
+		o.change(change{now, kind, from, &c})
+		o.conditions[kind] = c
+	}
+	for kind, old := range o.conditions {
+		if !seen[kind] {
+			o.change(change{now, kind, &old, nil})
+			delete(o.conditions, kind)
+		}
+	}
+	o.synced = true
+	return nil
+}
+
+// change notes a change and holds it to what is promised of every one.
+func (o *observer) change(c change) {
+	o.changes = append(o.changes, c)
+	if c.from == nil || c.to == nil {
+		return
+	}
+	same := c.from.LastTransitionTime.Equal(&c.to.LastTransitionTime)
+	if c.from.Status == c.to.Status && !same {
+		o.faults = append(o.faults, "the transition time moved without the status: "+c.String())
+	}
+	if c.from.Status != c.to.Status && c.to.LastTransitionTime.Before(&c.from.LastTransitionTime) {
+		o.faults = append(o.faults, "the transition time went back: "+c.String())
+	}
+}
+
+func (o *observer) seeEvent(raw []byte) error {
+	var e corev1.Event
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return err
+	}
+	if e.ReportingController != "hosthygiene.io/agent" {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if old, had := o.events[e.Name]; had && old.Count != e.Count {
+		o.faults = append(o.faults, fmt.Sprintf("Event %s was counted up to %d: %s", e.Name, e.Count, e.Message))
+	}
+	o.events[e.Name] = e
+	return nil
+}
+
+// follow lists and watches until ctx ends. An API server that is away is no
+// error: being away is one of the scenarios.
+func (o *observer) follow(ctx context.Context, path, selector string, see func([]byte) error) {
+	for ctx.Err() == nil {
+		if err := o.once(ctx, path, selector, see); err != nil && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (o *observer) once(ctx context.Context, path, selector string, see func([]byte) error) error {
+	var list struct {
+		Metadata struct{ ResourceVersion string }
+		Items    []json.RawMessage
+	}
+	query := url.Values{"fieldSelector": {selector}}
+	if err := o.get(ctx, path+"?"+query.Encode(), &list); err != nil {
+		return err
+	}
+	for _, item := range list.Items {
+		if err := see(item); err != nil {
+			return err
+		}
+	}
+	query.Set("watch", "1")
+	query.Set("resourceVersion", list.Metadata.ResourceVersion)
+	body, err := o.open(ctx, path+"?"+query.Encode())
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	dec := json.NewDecoder(body)
+	for {
+		var e struct {
+			Type   string
+			Object json.RawMessage
+		}
+		if err := dec.Decode(&e); err != nil {
+			return err
+		}
+		switch e.Type {
+		case "ADDED", "MODIFIED":
+			if err := see(e.Object); err != nil {
+				return err
+			}
+		case "ERROR":
+			return errors.New("the watch expired")
+		}
+	}
+}
+
+func (o *observer) open(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, o.server+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := o.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
+		return nil, fmt.Errorf("GET %s: %s: %s", path, resp.Status, body)
+	}
+	return resp.Body, nil
+}
+
+func (o *observer) get(ctx context.Context, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	body, err := o.open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return json.NewDecoder(body).Decode(into)
+}
+
+// condition returns a condition of ours as it is now.
+func (o *observer) condition(kind string) (corev1.NodeCondition, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c, ok := o.conditions[kind]
+	return c, ok
+}
+
+// all returns every condition of ours as it is now.
+func (o *observer) all() map[string]corev1.NodeCondition {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := make(map[string]corev1.NodeCondition, len(o.conditions))
+	for kind, c := range o.conditions {
+		now[kind] = c
+	}
+	return now
+}
+
+// mark is a place in the history.
+type mark struct {
+	changes int
+	events  map[string]bool
+	at      time.Time
+}
+
+func (o *observer) mark() mark {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := mark{changes: len(o.changes), events: map[string]bool{}, at: time.Now()}
+	for name := range o.events {
+		m.events[name] = true
+	}
+	return m
+}
+
+// changesSince returns what changed after the mark.
+func (o *observer) changesSince(m mark) []change {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.changes[m.changes:])
+}
+
+// eventsSince returns the Events that were posted after the mark, the oldest
+// first.
+func (o *observer) eventsSince(m mark) []corev1.Event {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var evs []corev1.Event
+	for name, e := range o.events {
+		if !m.events[name] {
+			evs = append(evs, e)
+		}
+	}
+	slices.SortFunc(evs, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	return evs
+}
+
+// broken returns what the agent did that it must never do, and forgets it.
+func (o *observer) broken() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	f := o.faults
+	o.faults = nil
+	return f
+}
