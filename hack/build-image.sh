@@ -48,7 +48,7 @@ toolchain=$(buildah from scratch)
 buildah copy -q "$toolchain" "$tmp/sh" / >/dev/null
 # It claims the target's platform, which is the one buildah looks for; nothing in it
 # is emulated, as the compiler is a cross compiler.
-buildah config --os linux --arch "$arch" --env PATH=/usr/local/go/bin:/bin --env GOPATH=/go --env GOTOOLCHAIN=local "$toolchain"
+buildah config --os linux --arch "$arch" --env PATH=/usr/local/go/bin:/bin --env GOPATH=/go --env GOCACHE=/go/cache --env GOTOOLCHAIN=local "$toolchain"
 buildah commit -q "$toolchain" localhost/go-toolchain >/dev/null
 
 mkdir -p "$(go env GOCACHE)"
@@ -56,7 +56,7 @@ buildah build --quiet --pull=never --isolation chroot --layers=false --identity-
     --build-context golang:1.26=container-image://localhost/go-toolchain \
     --volume "$(go env GOROOT):/usr/local/go:ro" \
     --volume "$(go env GOMODCACHE):/go/pkg/mod" \
-    --volume "$(go env GOCACHE):/root/.cache/go-build" \
+    --volume "$(go env GOCACHE):/go/cache" \
     --build-arg GOPROXY=off --build-arg VERSION="$version" \
     --platform "linux/$arch" --timestamp "$epoch" --tag "$image" . >/dev/null
 
