@@ -104,6 +104,8 @@ func checkRules(t *testing.T, p Probe, r finding.Result) {
 			t.Errorf("%s: severity %q is not declared", f.Reason, f.Severity)
 		case f.Message == "" || len(f.Evidence) == 0:
 			t.Errorf("%s: no message or no evidence", f.Reason)
+		case strings.HasSuffix(f.Message, "."):
+			t.Errorf("%s: a message is joined with others, so it ends without a full stop: %q", f.Reason, f.Message)
 		case seen[f.Key()]:
 			t.Errorf("%s about %q is told twice", f.Reason, f.Subject)
 		}

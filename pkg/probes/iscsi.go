@@ -148,7 +148,9 @@ func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 	}
 
 	r.NotApplicable = !inUse && !loaded
-	if !r.NotApplicable {
+	if r.NotApplicable {
+		r.Summary = "no iSCSI session; iscsid is not running"
+	} else {
 		count := map[string]int{}
 		for _, s := range sessions {
 			count[s.label()]++
@@ -360,14 +362,14 @@ func (p ISCSI) judgeIscsid(r *finding.Result, d iscsidView, sessions int, requir
 		// connection over netlink, which starts nothing.
 		r.Add(finding.Finding{
 			Reason: "IscsidDown", Severity: finding.Critical, Subject: "iscsid",
-			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored.", sessions),
+			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored", sessions),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "iscsid.service"},
 		})
 	case required && d.live && !d.units["iscsid.socket"].Running():
 		f := finding.Finding{
 			Reason: "IscsidUnavailable", Severity: finding.Critical, Subject: "iscsid",
-			Message:  "iSCSI is required here, and neither iscsid nor its socket is active: no volume can be attached.",
+			Message:  "iSCSI is required here, and neither iscsid nor its socket is active: no volume can be attached",
 			Evidence: e,
 		}
 		if u, ok := d.units["iscsid.socket"]; ok && u.Load == "loaded" {
@@ -520,7 +522,7 @@ func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, p
 		f.Severity = finding.Warning
 		effect = "multipath goes on over other paths"
 	}
-	f.Message = fmt.Sprintf("iSCSI session to %s %s: %s.", subject, state, effect)
+	f.Message = fmt.Sprintf("iSCSI session to %s %s: %s", subject, state, effect)
 	return f, nil
 }
 
@@ -625,7 +627,7 @@ func (p ISCSI) judgeRecovery(ctx context.Context, v host.View, r *finding.Result
 	}
 	r.Add(finding.Finding{
 		Reason: "RecoveryTimeoutHigh", Severity: finding.Warning, Subject: "node.session.timeo.replacement_timeout",
-		Message:  fmt.Sprintf("iSCSI sessions under multipath (%d) hold I/O back for more than %s after a lost connection, before another path is tried.", high, p.MaxRecoveryTimeout),
+		Message:  fmt.Sprintf("iSCSI sessions under multipath (%d) hold I/O back for more than %s after a lost connection, before another path is tried", high, p.MaxRecoveryTimeout),
 		Evidence: e,
 	})
 	return nil
@@ -672,24 +674,24 @@ func judgeInitiatorName(ctx context.Context, v host.View, r *finding.Result, ses
 	}
 	switch {
 	case missing:
-		add("InitiatorNameMissing", finding.Critical, "The iSCSI initiator has no name, since its file is missing: iscsid does not start, and no volume can be attached.", "no such file", "InitiatorName=iqn...")
+		add("InitiatorNameMissing", finding.Critical, "the iSCSI initiator has no name, since its file is missing: iscsid does not start, and no volume can be attached", "no such file", "InitiatorName=iqn...")
 		return nil
 	case file.generate:
-		add("InitiatorNameNotGenerated", finding.Warning, "The iSCSI initiator's name has not been generated yet: whoever reads it now finds none, or one that the next start of iscsid replaces.", "GenerateName=yes", "InitiatorName=iqn...")
+		add("InitiatorNameNotGenerated", finding.Warning, "the iSCSI initiator's name has not been generated yet: whoever reads it now finds none, or one that the next start of iscsid replaces", "GenerateName=yes", "InitiatorName=iqn...")
 		return nil
 	case len(file.names) == 0:
-		add("InitiatorNameMissing", finding.Critical, "The iSCSI initiator has no name, since its file gives none: iscsid does not start, and no volume can be attached.", "no InitiatorName= line", "InitiatorName=iqn...")
+		add("InitiatorNameMissing", finding.Critical, "the iSCSI initiator has no name, since its file gives none: iscsid does not start, and no volume can be attached", "no InitiatorName= line", "InitiatorName=iqn...")
 		return nil
 	}
 	name := file.names[0]
 	for _, other := range file.names[1:] {
 		if other != name {
-			add("InitiatorNameInvalid", finding.Critical, "The iSCSI initiator's file gives several different names: which one counts depends on who reads it.", shown(strings.Join(file.names, " and ")), "one name")
+			add("InitiatorNameInvalid", finding.Critical, "the iSCSI initiator's file gives several different names: which one counts depends on who reads it", shown(strings.Join(file.names, " and ")), "one name")
 			return nil
 		}
 	}
 	if err := validISCSIName(name); err != nil {
-		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("The iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another.", err), strconv.Quote(name), "a name as in RFC 7143, 4.2.7")
+		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("the iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another", err), strconv.Quote(name), "a name as in RFC 7143, 4.2.7")
 		return nil
 	}
 	return judgeNameChange(ctx, v, r, sessions, name)
@@ -719,7 +721,7 @@ func judgeNameChange(ctx context.Context, v host.View, r *finding.Result, sessio
 	if changed > 0 {
 		r.Add(finding.Finding{
 			Reason: "InitiatorNameChanged", Severity: finding.Warning, Subject: initiatorNameFile,
-			Message:  fmt.Sprintf("The iSCSI initiator's name was changed under existing sessions (%d): after their next login the storage may refuse this host.", changed),
+			Message:  fmt.Sprintf("the iSCSI initiator's name was changed under existing sessions (%d): after their next login the storage may refuse this host", changed),
 			Evidence: e,
 		})
 	}
@@ -801,7 +803,7 @@ func judgeISCSIModule(ctx context.Context, in Input, r *finding.Result) error {
 	dir, dep, builtin, err := kernelModules(ctx, in.Host, o.Kernel)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		missing(fmt.Sprintf("The kernel module iscsi_tcp is not loaded, and the modules of the running kernel %s are not installed: no iSCSI volume can be attached.", o.Kernel), false,
+		missing(fmt.Sprintf("the kernel module iscsi_tcp is not loaded, and the modules of the running kernel %s are not installed: no iSCSI volume can be attached", o.Kernel), false,
 			finding.Evidence{Source: dir, Observed: "not there", Expected: "the modules of the running kernel"})
 		return nil
 	case err != nil:
@@ -811,7 +813,7 @@ func judgeISCSIModule(ctx context.Context, in Input, r *finding.Result) error {
 		return nil
 	}
 	if !listsModule(dep, iscsiModule) {
-		missing(fmt.Sprintf("The running kernel %s has no module iscsi_tcp: no iSCSI volume can be attached.", o.Kernel), false,
+		missing(fmt.Sprintf("the running kernel %s has no module iscsi_tcp: no iSCSI volume can be attached", o.Kernel), false,
 			finding.Evidence{Source: dir + "/modules.dep", Observed: "no iscsi_tcp", Expected: "iscsi_tcp.ko"})
 		return nil
 	}
@@ -822,10 +824,10 @@ func judgeISCSIModule(ctx context.Context, in Input, r *finding.Result) error {
 	}
 	switch {
 	case where != "":
-		missing("The kernel module iscsi_tcp is forbidden by modprobe's configuration: no iSCSI volume can be attached.", false,
+		missing("the kernel module iscsi_tcp is forbidden by modprobe's configuration: no iSCSI volume can be attached", false,
 			finding.Evidence{Source: where, Observed: shown(line), Expected: "no such line"})
 	case in.Require.HasModule(iscsiModule):
-		missing("The kernel module iscsi_tcp is required to be loaded and is not.", true,
+		missing("the kernel module iscsi_tcp is required to be loaded and is not", true,
 			finding.Evidence{Source: dir + "/modules.dep", Observed: "iscsi_tcp is there"})
 	}
 	return nil
@@ -955,7 +957,7 @@ func judgeAutomaticLogin(ctx context.Context, v host.View, r *finding.Result, d 
 		}
 		r.Add(finding.Finding{
 			Reason: "AutomaticLogin", Severity: finding.Info, Subject: unit,
-			Message: fmt.Sprintf("%s is enabled and node records are left from before this boot (targets: %d): those set to automatic are logged in at boot, which waits for targets that are gone.", unit, old),
+			Message: fmt.Sprintf("%s is enabled and node records are left from before this boot (targets: %d): those set to automatic are logged in at boot, which waits for targets that are gone", unit, old),
 			Evidence: []finding.Evidence{
 				{Source: unit, Observed: "enabled"},
 				{Source: dir, Observed: fmt.Sprintf("records of %d targets, %d of them older than the boot at %s", len(targets), old, o.BootTime.UTC().Format(time.RFC3339)), Expected: "none that outlive a reboot, where a CSI driver attaches volumes"},

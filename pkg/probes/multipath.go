@@ -474,7 +474,7 @@ func (p Multipath) judgePaths(ctx context.Context, r *finding.Result, m *multipa
 		}
 		r.Add(finding.Finding{
 			Reason: "AllPathsFailed", Severity: finding.Critical, Subject: m.name,
-			Message:  fmt.Sprintf("None of the %d paths of %s works: %s.", len(m.paths), m.describe(ctx, mounts), lost),
+			Message:  fmt.Sprintf("none of the %d paths of %s works: %s", len(m.paths), m.describe(ctx, mounts), lost),
 			Evidence: m.pathEvidence("at least one path marked A"),
 		})
 		if m.queues {
@@ -491,7 +491,7 @@ func (p Multipath) judgePaths(ctx context.Context, r *finding.Result, m *multipa
 			}
 			r.Add(finding.Finding{
 				Reason: "QueueingWithoutPaths", Severity: finding.Critical, Subject: m.name,
-				Message:  fmt.Sprintf("I/O on %s is queued although no path works: processes that use it hang and can not be killed %s.", m.describe(ctx, mounts), until),
+				Message:  fmt.Sprintf("I/O on %s is queued although no path works: processes that use it hang and can not be killed %s", m.describe(ctx, mounts), until),
 				Evidence: e,
 			})
 		}
@@ -519,7 +519,7 @@ func (p Multipath) judgePaths(ctx context.Context, r *finding.Result, m *multipa
 	}
 	r.Add(finding.Finding{
 		Reason: "PathsDegraded", Severity: finding.Warning, Subject: m.name,
-		Message:  fmt.Sprintf("%d of %d paths of %s work%s.", usable, wanted, m.describe(ctx, mounts), detail),
+		Message:  fmt.Sprintf("%d of %d paths of %s work%s", usable, wanted, m.describe(ctx, mounts), detail),
 		Evidence: append(m.pathEvidence(fmt.Sprintf("%d paths marked A", wanted)), finding.Evidence{Source: "working paths", Observed: strconv.Itoa(usable), Expected: fmt.Sprintf("%d, %s", wanted, why)}),
 	})
 }
@@ -582,12 +582,10 @@ func (p Multipath) judgeSuspended(ctx context.Context, v host.View, r *finding.R
 	}
 	r.Add(finding.Finding{
 		Reason: "MapSuspended", Severity: finding.Critical, Subject: m.name,
-		Message:  fmt.Sprintf("%s is suspended: all I/O on it waits.", capital(m.describe(ctx, mounts))),
+		Message:  fmt.Sprintf("%s is suspended: all I/O on it waits", m.describe(ctx, mounts)),
 		Evidence: e,
 	})
 }
-
-func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // localTargetNames begin the names of targets that replicate their volumes by
 // themselves and serve each through one portal, which moves.
@@ -617,7 +615,7 @@ func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multip
 		}
 		r.Add(finding.Finding{
 			Reason: "UnwantedMap", Severity: finding.Warning, Subject: m.name,
-			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy.", capital(m.describe(ctx, mounts)), shown(path.name), what),
+			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy", m.describe(ctx, mounts), shown(path.name), what),
 			Evidence: []finding.Evidence{e, {Source: "paths of the map", Observed: path.name, Expected: "no such disk in a multipath map"}},
 		})
 		return nil
@@ -768,9 +766,9 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 		if len(same) < 2 {
 			continue
 		}
-		message := fmt.Sprintf("%s are paths to one disk and no multipath map joins them: there is no failover, and using them side by side corrupts data.", shortList(same, 4))
+		message := fmt.Sprintf("%s are paths to one disk and no multipath map joins them: there is no failover, and using them side by side corrupts data", shortList(same, 4))
 		if m != nil {
-			message = fmt.Sprintf("Multipath map %s lacks paths to its disk, %s: they add no failover, and using them beside the map corrupts data.", m.name, shortList(same[1:], 4))
+			message = fmt.Sprintf("multipath map %s lacks paths to its disk, %s: they add no failover, and using them beside the map corrupts data", m.name, shortList(same[1:], 4))
 		}
 		r.Add(finding.Finding{
 			Reason: "PathsNotMultipathed", Severity: finding.Warning, Subject: shown(wwid), Message: message,
@@ -1010,7 +1008,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 		}
 		r.Add(finding.Finding{
 			Reason: "MultipathdDown", Severity: finding.Critical, Subject: "multipathd",
-			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back.", existing),
+			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back", existing),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "multipathd.service"},
 		})
@@ -1021,7 +1019,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 		}
 		r.Add(finding.Finding{
 			Reason: "MultipathdUnresponsive", Severity: finding.Warning, Subject: "multipathd",
-			Message:  "multipathd runs but does not answer: failed paths may not be noticed or brought back.",
+			Message:  "multipathd runs but does not answer: failed paths may not be noticed or brought back",
 			Evidence: e,
 		})
 	case d.state != "" && d.state != "idle" && d.state != "running":
@@ -1029,7 +1027,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 		if lasted := in.Now.Sub(since); lasted >= daemonBusyFor {
 			r.Add(finding.Finding{
 				Reason: "MultipathdUnresponsive", Severity: finding.Warning, Subject: "multipathd",
-				Message:  fmt.Sprintf("multipathd has been in state %q for %s: meanwhile it does not watch paths.", d.state, lasted.Round(time.Second)),
+				Message:  fmt.Sprintf("multipathd has been in state %q for %s: meanwhile it does not watch paths", d.state, lasted.Round(time.Second)),
 				Evidence: []finding.Evidence{{Source: "multipathd, show daemon", Observed: d.state, Expected: "idle or running"}},
 			})
 		}
@@ -1049,7 +1047,7 @@ func judgeMultipathSetting(r *finding.Result, d multipathDaemon, key, want strin
 	}
 	r.Add(finding.Finding{
 		Reason: "MultipathSettingMismatch", Severity: finding.Warning, Subject: key,
-		Message:  fmt.Sprintf("multipathd runs with %s %q, and this host's storage needs %q.", key, got, want),
+		Message:  fmt.Sprintf("multipathd runs with %s %q, and this host's storage needs %q", key, got, want),
 		Evidence: []finding.Evidence{{Source: "multipathd, show config local", Observed: key + " " + got, Expected: key + " " + want}},
 	})
 }

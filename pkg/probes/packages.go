@@ -318,7 +318,7 @@ func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evide
 		} else if c.os.Class == host.Mutable {
 			how = "how this system installs it is not known to the agent"
 		}
-		f.Message = fmt.Sprintf("%s is required and not on this system (%s): %s; %s.", n.name, c.os.ID, consequence, how)
+		f.Message = fmt.Sprintf("%s is required and not on this system (%s): %s; %s", n.name, c.os.ID, consequence, how)
 	default:
 		what := "the package " + n.name
 		if n.packages[0] != n.name {
@@ -328,7 +328,7 @@ func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evide
 		if half {
 			state = "only half installed"
 		}
-		f.Message = fmt.Sprintf("%s is required and %s: %s.", what, state, consequence)
+		f.Message = fmt.Sprintf("%s is required and %s: %s", what, state, consequence)
 		f.Remedy = &finding.Remedy{Action: "install-package", Subject: n.packages[0]}
 	}
 	return f
@@ -493,13 +493,13 @@ func dpkgBroken(db dpkgDatabase) finding.Finding {
 	what := db.describeUnfinished()
 	switch {
 	case len(db.updates) > 0:
-		f.Message = fmt.Sprintf("dpkg was interrupted (%s): apt refuses to install or upgrade anything until 'dpkg --configure -a' has been run.", what)
+		f.Message = fmt.Sprintf("dpkg was interrupted (%s): apt refuses to install or upgrade anything until 'dpkg --configure -a' has been run", what)
 	case reinstall:
-		f.Message = fmt.Sprintf("dpkg was interrupted (%s): apt refuses to install or upgrade anything until the package is reinstalled or purged.", what)
+		f.Message = fmt.Sprintf("dpkg was interrupted (%s): apt refuses to install or upgrade anything until the package is reinstalled or purged", what)
 	case half:
-		f.Message = fmt.Sprintf("dpkg left packages half done (%s): they may not work, and every run of apt tries them again and may fail.", what)
+		f.Message = fmt.Sprintf("dpkg left packages half done (%s): they may not work, and every run of apt tries them again and may fail", what)
 	default:
-		f.Message = fmt.Sprintf("dpkg has not run the triggers of packages it installed (%s): they wait for its next run.", what)
+		f.Message = fmt.Sprintf("dpkg has not run the triggers of packages it installed (%s): they wait for its next run", what)
 	}
 	if n := len(db.updates); n > 0 {
 		f.Evidence = append(f.Evidence, finding.Evidence{
@@ -569,7 +569,7 @@ func (c *packagesPass) checkRPM(ctx context.Context, db rpmDatabase, names, virt
 		err = fmt.Errorf("what is installed: rpm can not open its database: %s", broken)
 		c.result.Add(finding.Finding{
 			Reason: packageManagerBroken, Severity: finding.Critical, Subject: "rpm",
-			Message:  "rpm can not open its database: nothing can be installed or updated on this node, security updates included.",
+			Message:  "rpm can not open its database: nothing can be installed or updated on this node, security updates included",
 			Evidence: []finding.Evidence{{Source: "rpm -q, database in " + db.dir, Observed: broken, Expected: "an answer"}},
 		})
 	}
@@ -701,7 +701,7 @@ func (c *packagesPass) checkLocks(ctx context.Context, manager string, locks pac
 		})
 		if d := c.Now.Sub(h.since); d > longest {
 			longest = d
-			f.Message = fmt.Sprintf("%s has held %s's lock for %s: nothing can be installed or updated meanwhile.", h.who, manager, Duration(d.Truncate(time.Minute)))
+			f.Message = fmt.Sprintf("%s has held %s's lock for %s: nothing can be installed or updated meanwhile", h.who, manager, Duration(d.Truncate(time.Minute)))
 		}
 	}
 	if longest >= c.LockHeldFor.D() {
