@@ -357,7 +357,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 				if c.Status == "True" {
 					return nil
 				}
-				return fmt.Errorf("Ready is %s: %s", c.Status, c.Message)
+				return fmt.Errorf("the node is not Ready (%s): %s", c.Status, c.Message)
 			}
 		}
 		return errors.New("the node has no Ready condition")
