@@ -308,6 +308,11 @@ func (l *loop) judge(s *slot) {
 	r := report(s.probe, l.cfg, s.raw, now)
 	prior := s.report == nil && l.prior(s.probe.Condition())
 	told, again := s.holds.filter(l.cfg, r.Findings, now, prior)
+	for _, f := range r.Findings {
+		if !slices.ContainsFunc(told, func(t finding.Finding) bool { return t.Key() == f.Key() }) {
+			r.Held++
+		}
+	}
 	r.Findings = told
 	r.Status = finding.StatusOf(finding.Result{Findings: told, NotApplicable: s.raw.result.NotApplicable}, s.raw.err)
 	if before := s.report; before == nil || before.Status != r.Status {

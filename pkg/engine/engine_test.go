@@ -209,7 +209,14 @@ func TestHolds(t *testing.T) {
 				}
 				return finding.Result{}, nil
 			}})
-			time.Sleep(10 * time.Minute)
+			time.Sleep(time.Minute)
+			if p, _ := r.last("p"); p.Held != 1 {
+				t.Errorf("while it lasts %d are said to be held back, want 1", p.Held)
+			}
+			time.Sleep(9 * time.Minute)
+			if p, _ := r.last("p"); p.Held != 0 {
+				t.Errorf("afterwards %d are said to be held back, want 0", p.Held)
+			}
 			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK}) {
 				t.Errorf("got %v", got)
 			}

@@ -180,6 +180,9 @@ type Report struct {
 	Samples   []Sample
 	// Err is what could not be checked; it may stand beside findings.
 	Err error
+	// Held is how many findings are held back, because they have not lasted
+	// long enough to be told. The summary may speak of what they are about.
+	Held int
 	// Required makes Unknown count against hosthygiene.io/Ready.
 	Required bool
 	Started  time.Time

@@ -701,12 +701,20 @@ func (c *packagesPass) checkLocks(ctx context.Context, manager string, locks pac
 		})
 		if d := c.Now.Sub(h.since); d > longest {
 			longest = d
-			f.Message = fmt.Sprintf("%s has held %s's lock for %s: nothing can be installed or updated meanwhile", h.who, manager, Duration(d.Truncate(time.Minute)))
+			f.Message = fmt.Sprintf("%s has held %s's lock for %s: nothing can be installed or updated meanwhile", h.who, manager, Duration(d.Truncate(coarse(d))))
 		}
 	}
 	if longest >= c.LockHeldFor.D() {
 		c.result.Add(f)
 	}
+}
+
+// coarse is how exactly to say how long something has lasted.
+func coarse(d time.Duration) time.Duration {
+	if d < 2*time.Minute {
+		return time.Second
+	}
+	return time.Minute
 }
 
 // lockHolder is who holds a lock, since when at least, and how that is known.

@@ -38,6 +38,10 @@ type Condition struct {
 	Message string
 	// Findings are what it was made of, the worst first.
 	Findings []finding.Finding
+	// Provisional: findings are held back that the message of a healthy probe
+	// may speak of ("0 of 1 sessions logged in"); it is worth another write when
+	// they are gone.
+	Provisional bool
 }
 
 // Set identifies what the condition says apart from numbers that merely move:
@@ -61,11 +65,11 @@ func Conditions(s engine.Snapshot) []Condition {
 		case finding.Problem:
 			counted := slices.DeleteFunc(slices.Clone(r.Findings), func(f finding.Finding) bool { return !f.Counts() })
 			worst, _ := finding.Worst(r.Findings)
-			out = append(out, Condition{r.Condition, "True", worst.Reason, problemMessage(counted), counted})
+			out = append(out, Condition{Type: r.Condition, Status: "True", Reason: worst.Reason, Message: problemMessage(counted), Findings: counted})
 		case finding.Unknown:
-			out = append(out, Condition{r.Condition, "Unknown", ReasonCheckFailed, clip(oneLine(fmt.Sprint(r.Err)), maxMessage), nil})
+			out = append(out, Condition{Type: r.Condition, Status: "Unknown", Reason: ReasonCheckFailed, Message: clip(oneLine(fmt.Sprint(r.Err)), maxMessage)})
 		default:
-			out = append(out, Condition{r.Condition, "False", ReasonNoProblem, clip(oneLine(r.Summary), maxMessage), nil})
+			out = append(out, Condition{Type: r.Condition, Status: "False", Reason: ReasonNoProblem, Message: clip(oneLine(r.Summary), maxMessage), Provisional: r.Held > 0})
 		}
 	}
 	return append(out, ready(s))
@@ -89,16 +93,16 @@ func ready(s engine.Snapshot) Condition {
 	finding.Sort(against)
 	switch {
 	case len(against) > 0:
-		return Condition{ReadyType, "False", against[0].Reason, problemMessage(against), against}
+		return Condition{Type: ReadyType, Status: "False", Reason: against[0].Reason, Message: problemMessage(against), Findings: against}
 	case s.ConfigError != nil:
-		return Condition{ReadyType, "Unknown", ReasonConfigInvalid, clip(oneLine(s.ConfigError.Error()), maxMessage), nil}
+		return Condition{Type: ReadyType, Status: "Unknown", Reason: ReasonConfigInvalid, Message: clip(oneLine(s.ConfigError.Error()), maxMessage)}
 	case !s.Complete:
-		return Condition{ReadyType, "Unknown", ReasonFirstPassPending, "the first pass over this host has not ended yet", nil}
+		return Condition{Type: ReadyType, Status: "Unknown", Reason: ReasonFirstPassPending, Message: "the first pass over this host has not ended yet"}
 	case len(unknown) > 0:
-		return Condition{ReadyType, "Unknown", ReasonRequiredProbeUnknown,
-			"could not be checked, and is required: " + strings.Join(unknown, ", "), nil}
+		return Condition{Type: ReadyType, Status: "Unknown", Reason: ReasonRequiredProbeUnknown,
+			Message: "could not be checked, and is required: " + strings.Join(unknown, ", ")}
 	}
-	return Condition{ReadyType, "True", ReasonReady, "nothing critical was found on this host", nil}
+	return Condition{Type: ReadyType, Status: "True", Reason: ReasonReady, Message: "nothing critical was found on this host"}
 }
 
 func neverReady(s engine.Snapshot) map[string]bool {

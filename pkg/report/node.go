@@ -61,9 +61,10 @@ type Publisher struct {
 
 // writtenCondition is what was last written of a type.
 type writtenCondition struct {
-	set     string
-	message string
-	keys    map[finding.Key]bool
+	set         string
+	message     string
+	keys        map[finding.Key]bool
+	provisional bool
 }
 
 // NewPublisher returns a Publisher for the named node. boot is when the host
@@ -282,6 +283,11 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time) plan 
 			// Somebody else's message is restored; a number of ours that merely
 			// moved is not a change.
 			same = last.set == set && c.Message == last.message
+			if same && last.provisional && !w.Provisional {
+				if same = c.Message == w.Message; same {
+					p.written[w.Type] = remember(w, set, c.Message)
+				}
+			}
 		case same:
 			// Adopted from the agent before: only its text is known.
 			same = sameButNumbers(c.Message, w.Message)
@@ -324,7 +330,7 @@ func remember(c Condition, set, message string) writtenCondition {
 	for _, f := range c.Findings {
 		keys[f.Key()] = true
 	}
-	return writtenCondition{set, message, keys}
+	return writtenCondition{set, message, keys, c.Provisional}
 }
 
 // sameButNumbers compares two messages with their digits left out.

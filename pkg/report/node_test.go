@@ -201,6 +201,32 @@ func TestPublisherWritesChangesOnly(t *testing.T) {
 	})
 }
 
+// A session that is being restored when its daemon comes back is too young a
+// finding to be told, but the summary counts it: "0 of 1 sessions" must not stay
+// on a healthy node until the hourly refresh.
+func TestPublisherCorrectsASummaryOfWhatWasHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		p.report(snapshot(finding.Report{Probe: "mp", Summary: "0 of 2 paths", Held: 1}))
+		p.report(snapshot(finding.Report{Probe: "mp", Summary: "1 of 2 paths", Held: 1}))
+		if c, _ := p.condition(mp); c.Message != "0 of 2 paths" || p.writes() != 2 {
+			t.Errorf("while it is held back: %q after %d patches", c.Message, p.writes())
+		}
+		time.Sleep(time.Minute)
+		before, _ := p.condition(mp)
+		p.report(good())
+		c, _ := p.condition(mp)
+		if c.Message != "2 of 2 paths" || p.writes() != 3 || !c.LastTransitionTime.Equal(&before.LastTransitionTime) {
+			t.Errorf("afterwards: %q after %d patches, since %s", c.Message, p.writes(), c.LastTransitionTime)
+		}
+		p.report(snapshot(finding.Report{Probe: "mp", Summary: "3 of 3 paths"}))
+		if p.writes() != 3 {
+			t.Errorf("a number that moves was written")
+		}
+	})
+}
+
 func TestPublisherRefreshesOnceAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
