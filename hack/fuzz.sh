@@ -11,9 +11,12 @@ for pkg in $(go list ./pkg/... ./cmd/...); do
   go test -c -fuzz=. -o "$binary" "$pkg"
   dir=$(go list -f '{{.Dir}}' "$pkg")
   for f in $fuzzers; do
-    printf '%s %s ' "${pkg#github.com/hosthygiene/agent/}" "$f"
-    (cd "$dir" && "$binary" -test.run '^$' -test.fuzz "^$f\$" -test.fuzztime "$time" -test.parallel 2 \
-      -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg") | tail -n 1
+    if ! out=$(cd "$dir" && "$binary" -test.run '^$' -test.fuzz "^$f\$" -test.fuzztime "$time" -test.parallel 2 \
+      -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg" 2>&1); then
+      printf '%s\n' "$out"
+      exit 1
+    fi
+    printf '%s %s: %s\n' "${pkg#github.com/hosthygiene/agent/}" "$f" "$(grep -o 'execs: [0-9]*' <<<"$out" | tail -n 1)"
   done
   rm -f "$binary"
 done

@@ -353,12 +353,6 @@ func TestOverlays(t *testing.T) {
 			}
 			return nil
 		},
-		"remedies": func(in installation) error {
-			if args := in.daemonSet.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--allow-remedies") {
-				return fmt.Errorf("arguments %q", args)
-			}
-			return nil
-		},
 	}
 	if len(dirs) != len(check) {
 		t.Errorf("%d overlays, %d of them tested", len(dirs), len(check))

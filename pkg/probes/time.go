@@ -549,7 +549,7 @@ func canSetTime(status []byte) (may, known bool) {
 	for line := range bytes.Lines(status) {
 		if hex, ok := bytes.CutPrefix(line, []byte("CapEff:")); ok {
 			caps, err := strconv.ParseUint(string(bytes.TrimSpace(hex)), 16, 64)
-			return caps&(1<<25) != 0, err == nil
+			return err == nil && caps&(1<<25) != 0, err == nil
 		}
 	}
 	return false, false
