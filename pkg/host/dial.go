@@ -166,7 +166,8 @@ func (h *Host) dialBound(ctx context.Context, server string) (conn net.Conn, err
 // sweepClients removes the client sockets of agents that were killed before they
 // could. It is a courtesy: what goes wrong shows with the next bind.
 func (h *Host) sweepClients(ctx context.Context, parent string) {
-	names, err := h.readDir(parent)
+	var scratch []byte
+	names, err := h.readDir(parent, &scratch)
 	if err != nil {
 		return
 	}

@@ -60,8 +60,9 @@ const maxIdle = 8
 
 type fileWorker struct {
 	in      chan fileCall
-	out     chan fileAnswer // room for one: the worker never waits
-	given   bool            // up by its caller; guarded by the pool's mutex
+	out     chan struct{} // room for one: the worker never waits
+	answer  fileAnswer    // read by the caller once out has told
+	given   bool          // up by its caller; guarded by the pool's mutex
 	scratch []byte
 }
 
@@ -80,17 +81,17 @@ func (r *Root) ask(ctx context.Context, c fileCall) fileAnswer {
 		limit = timer.C
 	}
 	select {
-	case a := <-w.out:
-		return r.dismiss(w, a)
+	case <-w.out:
+		return r.dismiss(w)
 	case <-ctx.Done():
 	case <-limit:
 	}
 	p := &r.files
 	p.mu.Lock()
 	select {
-	case a := <-w.out:
+	case <-w.out:
 		p.mu.Unlock()
-		return r.dismiss(w, a)
+		return r.dismiss(w)
 	default:
 	}
 	w.given = true
@@ -133,13 +134,15 @@ func (r *Root) hire(ctx context.Context, c fileCall) (*fileWorker, error) {
 		p.idle = p.idle[:n-1]
 		return w, nil
 	}
-	w := &fileWorker{in: make(chan fileCall, 1), out: make(chan fileAnswer, 1)}
+	w := &fileWorker{in: make(chan fileCall, 1), out: make(chan struct{}, 1)}
 	go r.serve(w)
 	return w, nil
 }
 
 // dismiss puts a worker back whose answer was taken.
-func (r *Root) dismiss(w *fileWorker, a fileAnswer) fileAnswer {
+func (r *Root) dismiss(w *fileWorker) fileAnswer {
+	a := w.answer
+	w.answer = fileAnswer{}
 	p := &r.files
 	p.mu.Lock()
 	p.active--
@@ -169,9 +172,8 @@ func (p *filePool) close() bool {
 
 func (r *Root) serve(w *fileWorker) {
 	for c := range w.in {
-		a, err := protect(func() (fileAnswer, error) { return r.answer(c, &w.scratch) })
-		if err != nil {
-			a = fileAnswer{err: &fs.PathError{Op: c.op.String(), Path: c.name, Err: err}}
+		if err := r.answer(c, w); err != nil {
+			w.answer = fileAnswer{err: &fs.PathError{Op: c.op.String(), Path: c.name, Err: err}}
 		}
 		p := &r.files
 		p.mu.Lock()
@@ -181,17 +183,24 @@ func (r *Root) serve(w *fileWorker) {
 			p.mu.Unlock()
 			return
 		}
-		w.out <- a
+		w.out <- struct{}{}
 		p.mu.Unlock()
 	}
 }
 
-func (r *Root) answer(c fileCall, scratch *[]byte) (a fileAnswer, err error) {
+// answer makes a call. A panic is an error, as in protect, without its closure.
+func (r *Root) answer(c fileCall, w *fileWorker) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	a := &w.answer
 	switch c.op {
 	case opRead:
-		a.data, err = r.readFile(c.name, c.limit, scratch)
+		a.data, err = r.readFile(c.name, c.limit, &w.scratch)
 	case opReadDir:
-		a.names, err = r.readDir(c.name)
+		a.names, err = r.readDir(c.name, &w.scratch)
 	case opReadLink:
 		a.text, err = r.readLink(c.name)
 	case opStat:
@@ -201,5 +210,5 @@ func (r *Root) answer(c fileCall, scratch *[]byte) (a fileAnswer, err error) {
 	case opRealPath:
 		a.text, err = r.realPath(c.name)
 	}
-	return a, err
+	return err
 }

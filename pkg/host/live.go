@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,9 +42,7 @@ type Host struct {
 	// mounts are counted apart: many dead mounts must not stop the other calls.
 	mounts flights
 
-	osMu sync.Mutex
-	os   OS
-	osAt time.Time
+	system systemInfo
 }
 
 var _ View = (*Host)(nil)
@@ -113,24 +109,8 @@ func (h *Host) Close() error {
 // Processes implements [View].
 func (h *Host) Processes(ctx context.Context) ([]Process, error) { return h.table.read(ctx, h.Root) }
 
-// OS implements [View]. The answer is kept for a minute: all of it but the
-// upgrade of a running system is settled at boot.
-func (h *Host) OS(ctx context.Context) (OS, error) {
-	h.osMu.Lock()
-	o, at := h.os, h.osAt
-	h.osMu.Unlock()
-	if time.Since(at) < time.Minute {
-		return o, nil
-	}
-	o, err := detectOS(ctx, h.Root)
-	if err != nil {
-		return o, err
-	}
-	h.osMu.Lock()
-	h.os, h.osAt = o, time.Now()
-	h.osMu.Unlock()
-	return o, nil
-}
+// OS implements [View].
+func (h *Host) OS(ctx context.Context) (OS, error) { return h.system.read(ctx, h.Root) }
 
 // KubeletAPI implements [View].
 func (h *Host) KubeletAPI(ctx context.Context, path string) ([]byte, error) {

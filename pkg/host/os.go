@@ -9,8 +9,49 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
+
+// systemInfo keeps what detectOS found for a minute: all of it but the upgrade of
+// a running system is settled at boot.
+type systemInfo struct {
+	mu sync.Mutex // held for a look only
+	os OS
+	at time.Time
+}
+
+func (s *systemInfo) read(ctx context.Context, r *Root) (OS, error) {
+	s.mu.Lock()
+	o, at := s.os, s.at
+	s.mu.Unlock()
+	if !at.IsZero() && time.Since(at) < time.Minute {
+		return o, nil
+	}
+	// All probes ask at once, and the mount table of a busy node is megabytes:
+	// one of them reads, the others wait. Nobody's leaving must fail the rest.
+	found, _, err := share(ctx, &r.calls, "the operating system", func() (foundOS, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultLimit)
+		defer cancel()
+		o, err := detectOS(ctx, r)
+		if err == nil {
+			s.mu.Lock()
+			s.os, s.at = o, time.Now()
+			s.mu.Unlock()
+		}
+		return foundOS{o, err}, nil
+	})
+	if err != nil {
+		return OS{ID: "linux"}, err
+	}
+	return found.os, found.err
+}
+
+// foundOS is an answer of detectOS, whose value counts beside its error.
+type foundOS struct {
+	os  OS
+	err error
+}
 
 // detectOS tells the distribution, from os-release(5), and how its software is
 // managed: by name where the distribution is known, and by evidence on the host,

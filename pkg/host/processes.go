@@ -3,11 +3,10 @@ package host
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -56,37 +55,24 @@ func (r *Root) readProcesses() ([]Process, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "readdir", Path: "/proc", Err: err}
 	}
-	f := os.NewFile(uintptr(dir), "/proc")
-	defer f.Close()
+	defer unix.Close(dir)
 	var sfs unix.Statfs_t
 	procfs := unix.Fstatfs(dir, &sfs) == nil && sfs.Type == unix.PROC_SUPER_MAGIC
 
 	var (
-		pids  []int
 		path  = make([]byte, 0, 32)
-		buf   = make([]byte, 0, 4096)
+		buf   = make([]byte, scratchSize)
 		comms = map[string]string{} // most processes share their names with others
 	)
-	for {
-		names, err := f.Readdirnames(512)
-		for _, name := range names {
-			if pid, ok := number([]byte(name)); ok {
-				pids = append(pids, int(pid))
-			}
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
+	pids, err := readPIDs(dir, buf)
+	if err != nil {
+		return nil, &fs.PathError{Op: "readdir", Path: "/proc", Err: err}
 	}
-	slices.Sort(pids)
 	procs := make([]Process, 0, len(pids))
 	hidden := 0
 	for _, pid := range pids {
 		path = append(strconv.AppendInt(path[:0], int64(pid), 10), "/stat"...)
-		data, err := r.readStat(dir, string(path), procfs, &buf)
+		data, err := r.readStat(dir, path, procfs, &buf)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 			continue
@@ -108,14 +94,57 @@ func (r *Root) readProcesses() ([]Process, error) {
 	return procs, nil
 }
 
+// readPIDs lists the processes in an open /proc, in order.
+func readPIDs(dir int, buf []byte) ([]int, error) {
+	var pids []int
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n <= 0:
+			slices.Sort(pids)
+			return pids, nil
+		}
+		// struct linux_dirent64: inode, offset, record length, type, name.
+		for rest := buf[:n]; len(rest) > 19; {
+			length := int(binary.NativeEndian.Uint16(rest[16:]))
+			if length <= 19 || length > len(rest) {
+				return nil, errors.New("a malformed directory entry")
+			}
+			name := rest[19:length]
+			if end := bytes.IndexByte(name, 0); end >= 0 {
+				name = name[:end]
+			}
+			if pid, ok := number(name); ok {
+				pids = append(pids, int(pid))
+			}
+			rest = rest[length:]
+		}
+	}
+}
+
 // readStat reads one /proc/PID/stat below the open /proc. The kernel gives such
 // a file in one piece, so that a real procfs needs one read(2) and no stat(2);
 // in a copied tree anything may stand under the name.
-func (r *Root) readStat(dir int, name string, procfs bool, buf *[]byte) ([]byte, error) {
+func (r *Root) readStat(dir int, name []byte, procfs bool, buf *[]byte) ([]byte, error) {
 	if !procfs {
-		return r.readFile("/proc/"+name, 64<<10, buf)
+		fd, err := r.open("/proc/"+string(name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		return fill(fd, 64<<10, buf)
 	}
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	var fd int
+	var err error
+	if r.legacy {
+		fd, err = unix.Openat(dir, string(name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	} else {
+		fd, err = openat2(dir, string(name), unix.O_RDONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -158,10 +187,12 @@ func parseProcStat(data []byte, comms map[string]string) (Process, error) {
 	const state, ppid, flags, threads, starttime = 3, 4, 9, 20, 22
 	rest := data[shut+1:]
 	for field := state; field <= starttime; field++ {
-		rest = bytes.TrimLeft(rest, " \n")
-		end := bytes.IndexAny(rest, " \n")
-		if end < 0 {
-			end = len(rest)
+		for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\n') {
+			rest = rest[1:]
+		}
+		end := 0
+		for end < len(rest) && rest[end] != ' ' && rest[end] != '\n' {
+			end++
 		}
 		word := rest[:end]
 		rest = rest[end:]

@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+	"unsafe"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
@@ -38,6 +39,7 @@ type Root struct {
 
 	calls flights
 	files filePool
+	large largeFiles
 }
 
 // OpenRoot opens the tree at path.
@@ -81,12 +83,21 @@ func openat2(dir int, rel string, flags, resolve uint64) (int, error) {
 		// Magic links (/proc/PID/exe, /proc/PID/fd/N) lead out of any root.
 		Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS,
 	}
+	// unix.Openat2 copies the name to the heap, which for tens of thousands of
+	// files a pass was a tenth of all memory.
+	var short [256]byte
+	name := append(append(short[:0], rel...), 0)
 	// EAGAIN: a rename or mount happened while a ".." was being walked.
 	for range 8 {
-		fd, err := unix.Openat2(dir, rel, &how)
-		if err == nil || (err != unix.EAGAIN && err != unix.EINTR) {
-			return fd, err
+		fd, _, errno := unix.Syscall6(unix.SYS_OPENAT2, uintptr(dir), uintptr(unsafe.Pointer(&name[0])),
+			uintptr(unsafe.Pointer(&how)), unix.SizeofOpenHow, 0, 0)
+		switch errno {
+		case 0:
+			return int(fd), nil
+		case unix.EAGAIN, unix.EINTR:
+			continue
 		}
+		return -1, errno
 	}
 	return -1, unix.EAGAIN
 }
@@ -181,12 +192,47 @@ func (r *Root) readFile(name string, limit int64, scratch *[]byte) ([]byte, erro
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return readRegular(fd, limit, scratch)
+	if n := r.large.size(name); n > cap(*scratch) {
+		*scratch = make([]byte, 0, n)
+	}
+	data, err := readRegular(fd, limit, scratch)
+	if len(data) > scratchMax {
+		r.large.note(name, len(data))
+	}
+	return data, err
+}
+
+// largeFiles remembers how long the few files were that do not fit a worker's
+// memory: /proc does not tell in advance how long a mount table is, and growing
+// into it step by step costs twice its size each time.
+type largeFiles struct {
+	mu    sync.Mutex
+	sizes map[string]int
+}
+
+// size is how much memory to read a file into, 0 when nothing is known.
+func (l *largeFiles) size(name string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.sizes[name]
+	return n + n/16
+}
+
+func (l *largeFiles) note(name string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sizes == nil || len(l.sizes) >= 16 {
+		l.sizes = map[string]int{}
+	}
+	l.sizes[name] = n
 }
 
 const (
 	// scratchSize holds nearly every file of /proc and /sys in one read.
 	scratchSize = 16 << 10
+	// sysfsSize is what every attribute claims to have (PAGE_SIZE, 64 KiB on
+	// some arm64 kernels, where one more read then finds the end).
+	sysfsSize = 4096
 	// scratchMax is how much memory a worker keeps between two files.
 	scratchMax = 256 << 10
 )
@@ -195,6 +241,19 @@ const (
 // the poller, and a sysfs attribute that returns EAGAIN would then be polled
 // for ever.
 func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
+	buf, err := fill(fd, limit, scratch)
+	if err != nil {
+		return nil, err
+	}
+	if cap(buf) > scratchMax { // too much to keep: let the caller have it
+		*scratch = nil
+		return buf, nil
+	}
+	return append(make([]byte, 0, len(buf)), buf...), nil
+}
+
+// fill reads a regular file into scratch, which grows as needed.
+func fill(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
@@ -214,6 +273,12 @@ func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 		if len(buf) == cap(buf) {
 			buf = slices.Grow(buf, len(buf))
 		}
+		// A sysfs attribute comes whole with the first read and so does a file
+		// that fits the buffer; only procfs must be asked whether there is more.
+		if st.Size > 0 && (int64(len(buf)) == st.Size || len(buf) > 0 && st.Size == sysfsSize && len(buf) < sysfsSize) {
+			*scratch = buf
+			return buf, nil
+		}
 		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
 		switch {
 		case err == unix.EINTR:
@@ -221,12 +286,8 @@ func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case n == 0:
-			if cap(buf) > scratchMax { // too much to keep: let the caller have it
-				*scratch = nil
-				return buf, nil
-			}
 			*scratch = buf
-			return append(make([]byte, 0, len(buf)), buf...), nil
+			return buf, nil
 		}
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > limit {
@@ -235,19 +296,41 @@ func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 	}
 }
 
-func (r *Root) readDir(name string) ([]string, error) {
+func (r *Root) readDir(name string, scratch *[]byte) ([]string, error) {
 	fd, err := r.open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil && err != io.EOF {
-		return nil, errors.Unwrap(err)
+	defer unix.Close(fd)
+	names, err := readNames(fd, scratch)
+	if err != nil {
+		return nil, err
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// readNames lists an open directory with plain getdents64(2): os.File would
+// register the descriptor with the poller first, for more system calls than the
+// reading takes.
+func readNames(fd int, scratch *[]byte) ([]string, error) {
+	if cap(*scratch) < scratchSize {
+		*scratch = make([]byte, 0, scratchSize)
+	}
+	buf := (*scratch)[:cap(*scratch)]
+	var names []string
+	for {
+		n, err := unix.ReadDirent(fd, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n <= 0:
+			return names, nil
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
 }
 
 func (r *Root) readLink(name string) (string, error) {

@@ -2,12 +2,15 @@ package host
 
 import (
 	"context"
-	"sync/atomic"
+	"sync"
 )
 
 // Trace remembers what was last asked of the host under a context, so that a
 // probe that never comes back can be told with the file or socket it hangs on.
-type Trace struct{ last atomic.Pointer[string] }
+type Trace struct {
+	mu   sync.Mutex
+	last string
+}
 
 type traceKey struct{}
 
@@ -19,14 +22,15 @@ func WithTrace(ctx context.Context) (context.Context, *Trace) {
 
 // Last is the most recent call's object, empty when there was none.
 func (t *Trace) Last() string {
-	if p := t.last.Load(); p != nil {
-		return *p
-	}
-	return ""
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last
 }
 
 func trace(ctx context.Context, what string) {
 	if t, _ := ctx.Value(traceKey{}).(*Trace); t != nil {
-		t.last.Store(&what)
+		t.mu.Lock()
+		t.last = what
+		t.mu.Unlock()
 	}
 }

@@ -11,7 +11,8 @@ import (
 // kernel or its daemons answers [ErrNotLive].
 type Tree struct {
 	*Root
-	table processTable
+	table  processTable
+	system systemInfo
 }
 
 // OpenTree opens the tree at dir.
@@ -29,7 +30,7 @@ var _ View = (*Tree)(nil)
 func (t *Tree) Processes(ctx context.Context) ([]Process, error) { return t.table.read(ctx, t.Root) }
 
 // OS implements [View].
-func (t *Tree) OS(ctx context.Context) (OS, error) { return detectOS(ctx, t.Root) }
+func (t *Tree) OS(ctx context.Context) (OS, error) { return t.system.read(ctx, t.Root) }
 
 // SystemState implements [View].
 func (t *Tree) SystemState(context.Context) (string, error) { return "", ErrNotLive }
