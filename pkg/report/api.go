@@ -111,12 +111,13 @@ func (a *API) do(ctx context.Context, timeout time.Duration, attempt func(ctx co
 	client := a.endpoints[a.current]
 	a.mu.Unlock()
 	err := attempt(ctx, client)
-	if unreachable(err) && parent.Err() == nil {
+	stopping := parent.Err() != nil && !errors.Is(err, context.DeadlineExceeded)
+	if unreachable(err) && !stopping {
 		a.mu.Lock()
 		a.current = (a.current + 1) % len(a.endpoints)
 		a.mu.Unlock()
 	}
-	a.gate.leave(err, parent.Err() != nil)
+	a.gate.leave(err, stopping)
 	return err
 }
 
@@ -228,12 +229,21 @@ func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (stri
 	// The server ends a watch after 30 to 60 minutes by itself; asking for a
 	// time of our own spreads the agents of a fleet.
 	seconds := 1800 + rand.IntN(1800)
+	// The answer's header must come in time, its body may take an hour: a
+	// server that accepts and never answers would keep everybody else waiting
+	// at the gate.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var body io.ReadCloser
 	err := a.do(ctx, 0, func(ctx context.Context, c *rest.RESTClient) (err error) {
+		late := time.AfterFunc(requestTimeout, cancel)
 		body, err = c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
 			Param("watch", "1").Param("resourceVersion", version).Param("allowWatchBookmarks", "true").
 			Param("timeoutSeconds", fmt.Sprint(seconds)).
 			MaxRetries(0).Stream(ctx)
+		if !late.Stop() && err != nil {
+			return fmt.Errorf("no answer to a watch within %s: %w", requestTimeout, context.DeadlineExceeded)
+		}
 		return err
 	})
 	if err != nil {
@@ -247,8 +257,8 @@ func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (stri
 			Object json.RawMessage `json:"object"`
 		}
 		if err := dec.Decode(&ev); err != nil {
-			if errors.Is(err, io.EOF) || ctx.Err() != nil {
-				return version, ctx.Err() // the server's time-out: go on from here
+			if errors.Is(err, io.EOF) {
+				return version, nil // the server's time-out: go on from here
 			}
 			return "", err
 		}
