@@ -52,6 +52,7 @@ type Publisher struct {
 	changed  chan struct{}
 
 	// What follows belongs to the goroutine of Run.
+	began     time.Time // of the first snapshot
 	written   map[string]writtenCondition
 	refreshAt time.Time
 	holdUntil time.Time // after the server said no
@@ -166,6 +167,9 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
+// firstPassGrace is how long the first write waits for the last probe.
+const firstPassGrace = 3 * time.Second
+
 // reconcile makes the node say what it should, and returns when to look again
 // if nothing happens before.
 func (p *Publisher) reconcile(ctx context.Context) time.Duration {
@@ -179,7 +183,18 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	if node == nil {
 		return time.Hour
 	}
-	plan := p.plan(snap, node, now)
+	// The probes of a first pass come in one by one; one write tells them all,
+	// unless one of them hangs.
+	var early time.Duration
+	if snap != nil {
+		if p.began.IsZero() {
+			p.began = now
+		}
+		if early = firstPassGrace - now.Sub(p.began); snap.Complete || early < 0 {
+			early = 0
+		}
+	}
+	plan := p.plan(snap, node, now, early > 0)
 	if len(plan.patch) > 0 {
 		body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": plan.patch}})
 		if err != nil {
@@ -224,6 +239,9 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	if len(p.events) > 0 {
 		return time.Second
 	}
+	if early > 0 {
+		return early
+	}
 	if p.refreshAt.IsZero() {
 		return time.Hour
 	}
@@ -238,7 +256,7 @@ type plan struct {
 	events  []event
 }
 
-func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time) plan {
+func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time, early bool) plan {
 	pl := plan{written: map[string]writtenCondition{}}
 	have := map[string]NodeCondition{}
 	for _, c := range node.Status.Conditions {
@@ -249,7 +267,7 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time) plan 
 	var want []Condition
 	keep := map[string]bool{}
 	switch {
-	case snap == nil || snap.Quiet != "":
+	case snap == nil || snap.Quiet != "" || early:
 		// Nothing is known yet, or what is seen follows from a start or a
 		// shutdown: leave what was said since this boot as it is.
 		for t := range have {
@@ -260,6 +278,11 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time) plan 
 		if !snap.Complete {
 			for _, pr := range snap.Probes {
 				keep[pr.Condition()] = true
+			}
+			// A restart of the agent is no news about the host.
+			if c, ok := have[ReadyType]; ok && p.sinceBoot(c) {
+				keep[ReadyType] = true
+				want = slices.DeleteFunc(want, func(w Condition) bool { return w.Type == ReadyType && w.Reason == ReasonFirstPassPending })
 			}
 		}
 	}

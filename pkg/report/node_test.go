@@ -273,6 +273,43 @@ func TestPublisherAdoptsWhatWasWrittenSinceBoot(t *testing.T) {
 	})
 }
 
+// The probes of a first pass come in one by one; nothing flickers meanwhile.
+func TestPublisherWaitsForTheFirstPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		half := bad()
+		half.Complete = false
+		p.report(half)
+		time.Sleep(time.Second)
+		p.report(bad())
+		ready, _ := p.condition(ReadyType)
+		if p.writes() != 1 || ready.Status != "True" {
+			t.Fatalf("%d writes, %+v", p.writes(), ready)
+		}
+		time.Sleep(10 * time.Second)
+		again := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
+		again.report(half)
+		time.Sleep(firstPassGrace + time.Second) // one probe hangs
+		synctest.Wait()
+		if after, _ := p.condition(ReadyType); after != ready || p.writes() != 1 {
+			t.Errorf("before %+v, after a restart %+v, %d writes", ready, after, p.writes())
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		half := bad()
+		half.Complete = false
+		p.report(half)
+		time.Sleep(firstPassGrace + time.Second)
+		synctest.Wait()
+		told, _ := p.condition(mp)
+		ready, _ := p.condition(ReadyType)
+		if told.Status != "True" || ready.Reason != ReasonFirstPassPending {
+			t.Errorf("one probe hangs: the others say %+v, Ready %+v", told, ready)
+		}
+	})
+}
+
 func TestPublisherMakesGoodAnEventLostInACrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
