@@ -312,8 +312,9 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time, early
 				}
 			}
 		case same:
-			// Adopted from the agent before: only its text is known.
-			same = sameButNumbers(c.Message, w.Message)
+			// Adopted from the agent before: only its text is known. What a
+			// healthy probe verified is no reason to write.
+			same = w.Status == "False" && len(w.Findings) == 0 || sameButNumbers(c.Message, w.Message)
 			if same {
 				p.written[w.Type] = remember(w, set, c.Message)
 				if p.refreshAt.IsZero() {

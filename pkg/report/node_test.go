@@ -310,6 +310,25 @@ func TestPublisherWaitsForTheFirstPass(t *testing.T) {
 	})
 }
 
+func TestPublisherAdoptsAHealthyConditionWhateverItSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := metav1.NewTime(time.Now().Add(-20 * time.Minute).Truncate(time.Second))
+		p := publish(t, newMemoryAPI(
+			NodeCondition{Type: mp, Status: "False", Reason: ReasonNoProblem, Message: "1 of 1 paths, before a map was added", LastHeartbeatTime: at, LastTransitionTime: at},
+			NodeCondition{Type: ReadyType, Status: "True", Reason: ReasonReady, Message: "nothing critical was found on this host", LastHeartbeatTime: at, LastTransitionTime: at}),
+			time.Now().Add(-time.Hour))
+		p.report(good())
+		if p.writes() != 0 {
+			t.Errorf("%d patches after a restart on a healthy host", p.writes())
+		}
+		time.Sleep(time.Hour)
+		p.report(good())
+		if c, _ := p.condition(mp); p.writes() != 1 || c.Message != "2 of 2 paths" {
+			t.Errorf("the refresh: %d patches, %q", p.writes(), c.Message)
+		}
+	})
+}
+
 func TestPublisherMakesGoodAnEventLostInACrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
