@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,6 +25,8 @@ const (
 )
 
 func TestAgent(t *testing.T) {
+	binary := make(chan string, 1)
+	go func() { defer close(binary); build(t, binary) }()
 	w := start(t)
 	ctx, stop := context.WithCancel(t.Context())
 	watching := make(chan struct{})
@@ -31,7 +34,7 @@ func TestAgent(t *testing.T) {
 	t.Cleanup(func() { stop(); <-watching })
 	t.Cleanup(func() { w.publish(t) })
 
-	w.buildAgent(t)
+	w.load(t, <-binary)
 	t.Cleanup(func() { w.mustGuest(t, outfitOff) })
 	w.mustGuest(t, outfit)
 	t.Cleanup(func() { w.remove(t) })
@@ -40,17 +43,25 @@ func TestAgent(t *testing.T) {
 
 	t.Run("defaults", w.defaults)
 	w.configure(t, runConfig, func() error {
-		_, err := w.metric("hosthygiene_package_installed", testPackage)
+		samples, err := w.metrics()
+		if _, known := samples[`hosthygiene_package_installed{package="`+testPackage+`"}`]; err == nil && !known {
+			err = errors.New("its required package has no metric yet")
+		}
 		return err
 	})
 	w.spent("config in force")
 	t.Run("idle", w.idle)
 	t.Run("scenarios", func(t *testing.T) {
-		for _, s := range scenarios() {
-			t.Run(s.name, func(t *testing.T) { w.play(t, s) })
+		for _, l := range lanes() {
+			t.Run(l.name, func(t *testing.T) {
+				t.Parallel()
+				for _, s := range l.scenarios {
+					t.Run(s.name, func(t *testing.T) { w.play(t, l, s) })
+				}
+			})
 		}
-		w.spent("scenarios")
 	})
+	w.spent("scenarios")
 	t.Run("killed", w.killed)
 	t.Run("outage", w.outage)
 	t.Run("footprint", w.footprint)
@@ -158,10 +169,13 @@ func (w *world) killed(t *testing.T) {
 		}
 	})
 	await(t, "every condition to be healthy", w.healthy)
+	before := w.mark()
 	w.mustGuest(t, "systemctl stop chrony")
 	await(t, "NoTimeDaemon", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
-	before := w.mark()
+	await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
+	before = w.mark()
 	w.kill(t)
+	w.note("killed", "ready again after "+time.Since(before.at).Round(time.Second).String())
 	w.passes(t, 2)
 	for _, c := range w.changesSince(before) {
 		t.Errorf("the restart changed a condition: %s", c)
@@ -184,17 +198,29 @@ func (w *world) passes(t *testing.T, n float64) {
 	t.Helper()
 	want := map[string]float64{}
 	await(t, "more passes", func() error {
-		for _, probe := range []string{"time", "disks", "multipath", "iscsi", "pids", "oom", "packages"} {
-			runs, err := w.metric("hosthygiene_probe_runs_total", `probe="`+probe+`"`)
-			if err != nil {
-				return err
+		samples, err := w.metrics()
+		if err != nil {
+			return err
+		}
+		runs := map[string]float64{}
+		for sample, v := range samples {
+			if _, labels, ok := strings.Cut(sample, `hosthygiene_probe_runs_total{probe="`); ok {
+				probe, _, _ := strings.Cut(labels, `"`)
+				runs[probe] += v
 			}
+		}
+		for probe, v := range runs {
 			if want[probe] == 0 {
-				want[probe] = runs + n
+				want[probe] = v + n
 			}
-			if runs < want[probe] {
-				return fmt.Errorf("%s has run %v times", probe, runs)
+		}
+		for probe, v := range want {
+			if runs[probe] < v {
+				return fmt.Errorf("%s has run %v times, want %v", probe, runs[probe], v)
 			}
+		}
+		if len(want) < len(kinds()) {
+			return fmt.Errorf("only %d probes run", len(want))
 		}
 		return nil
 	})
@@ -336,7 +362,7 @@ func (w *world) uninstall(t *testing.T) {
 		}
 		return nil
 	}
-	w.configure(t, strings.Replace(runConfig, "interval: 5s\n", "interval: 5s\nreport: {conditions: \"off\"}\n", 1), gone)
+	w.configure(t, strings.Replace(runConfig, "interval: 3s\n", "interval: 3s\nreport: {conditions: \"off\"}\n", 1), gone)
 	if out, err := w.cleanup(t, "--wait"); err != nil {
 		t.Errorf("agent cleanup --wait: %v: %s", err, out)
 	}

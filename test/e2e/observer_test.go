@@ -35,7 +35,11 @@ func (c change) String() string {
 		}
 		return fmt.Sprintf("%s/%s (since %s)", n.Status, n.Reason, n.LastTransitionTime.UTC().Format(time.TimeOnly))
 	}
-	return fmt.Sprintf("%s %s: %s → %s", c.at.UTC().Format("15:04:05.0"), c.kind, show(c.from), show(c.to))
+	s := fmt.Sprintf("%s %s: %s → %s", c.at.UTC().Format("15:04:05.0"), c.kind, show(c.from), show(c.to))
+	if !c.statusChange() && c.from.Message != c.to.Message {
+		s += fmt.Sprintf(": %q → %q", c.from.Message, c.to.Message)
+	}
+	return s
 }
 
 // statusChange says whether more than the wording is different.

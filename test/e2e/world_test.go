@@ -238,17 +238,27 @@ func (w *world) healthy() error {
 	return errors.Join(append(errs, w.is("Ready", corev1.ConditionTrue)())...)
 }
 
-// buildAgent compiles the agent and loads its image on the node under the name
-// the manifests have.
-func (w *world) buildAgent(t *testing.T) {
-	t.Helper()
-	w.binary = filepath.Join(t.TempDir(), "agent")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e",
-		"-o", w.binary, "github.com/hosthygiene/agent/cmd/agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the agent: %v\n%s", err, out)
+// build compiles the agent and sends the path of the program, while the machine
+// boots.
+func build(t *testing.T, to chan<- string) {
+	binary := filepath.Join(t.TempDir(), "agent")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e",
+		"-o", binary, "github.com/hosthygiene/agent/cmd/agent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("building the agent: %v\n%s", err, out)
+		return
 	}
+	to <- binary
+}
+
+// load puts the agent on the node, as the image the manifests name.
+func (w *world) load(t *testing.T, binary string) {
+	t.Helper()
+	if binary == "" {
+		t.FailNow() // build has said why
+	}
+	w.binary = binary
 	rendered, err := os.ReadFile(manifests + "host-hygiene.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -268,11 +278,11 @@ func (w *world) buildAgent(t *testing.T) {
 	if err := w.node.Copy(t.Context(), w.binary, guestAgent); err != nil {
 		t.Fatal(err)
 	}
-	w.spent("agent built and loaded")
+	w.spent("agent loaded")
 }
 
 // guestAgent is the program on the node, apart from the image.
-const guestAgent = "/run/e2e/host-hygiene"
+const guestAgent = "/tmp/e2e/agent"
 
 // agentPID is a line of shell that sets pid to the agent's in its container.
 const agentPID = `pid=; for p in $(pgrep -x agent); do grep -q kubepods /proc/$p/cgroup && pid=$p; done; test -n "$pid"
@@ -335,42 +345,32 @@ func (w *world) configure(t *testing.T, config string, inForce func() error) {
 	})
 }
 
-// metric returns the sum of a metric's samples whose line contains every given
-// text, as the node's port 20266 serves it.
-func (w *world) metric(name string, labels ...string) (float64, error) {
-	client := http.Client{Timeout: 20 * time.Second}
+// metrics are the samples that the node's port 20266 serves, by the metric's
+// name and labels as they stand there.
+func (w *world) metrics() (map[string]float64, error) {
+	// Not compressed, which an emulated node would have to do.
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
 	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", w.node.MetricsPort()))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	var sum float64
-	found := false
-lines:
+	samples := map[string]float64{}
 	for line := range strings.Lines(string(body)) {
-		key, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if base, _, _ := strings.Cut(key, "{"); !ok || base != name {
+		line = strings.TrimSpace(line)
+		space := strings.LastIndexByte(line, ' ')
+		if space < 0 || line[0] == '#' {
 			continue
 		}
-		for _, l := range labels {
-			if !strings.Contains(key, l) {
-				continue lines
-			}
+		if samples[line[:space]], err = strconv.ParseFloat(line[space+1:], 64); err != nil {
+			return nil, err
 		}
-		v, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum, found = sum+v, true
 	}
-	if !found {
-		return 0, fmt.Errorf("no sample of %s with %v", name, labels)
-	}
-	return sum, nil
+	return samples, nil
 }
 
 // dump shows what a person would ask for first.
