@@ -183,7 +183,9 @@ func (e *Engine) Run(ctx context.Context) {
 		case quiet := <-e.quiets:
 			l.asking = false
 			if quiet != l.quiet {
-				l.log.Info("quiet", "because", quiet)
+				if quiet != "" {
+					l.log.Info("what is found now is not told", "because", quiet)
+				}
 				l.quiet = quiet
 				l.publish()
 			}
@@ -316,7 +318,14 @@ func (l *loop) judge(s *slot) {
 	r.Findings = told
 	r.Status = finding.StatusOf(finding.Result{Findings: told, NotApplicable: s.raw.result.NotApplicable}, s.raw.err)
 	if before := s.report; before == nil || before.Status != r.Status {
-		l.log.Info("probe", "probe", r.Probe, "status", string(r.Status), "findings", len(r.Findings), "error", errText(r.Err))
+		attrs := []any{"probe", r.Probe, "status", string(r.Status), "summary", r.Summary}
+		if worst, ok := finding.Worst(told); ok {
+			attrs = append(attrs, "worst", worst.String())
+		}
+		if r.Err != nil {
+			attrs = append(attrs, "error", r.Err)
+		}
+		l.log.Info("status", attrs...)
 	}
 	s.report = &r
 	if again > 0 {
@@ -324,13 +333,6 @@ func (l *loop) judge(s *slot) {
 			s.next = at
 		}
 	}
-}
-
-func errText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // publish hands every reporter the whole state.
