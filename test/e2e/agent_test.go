@@ -25,8 +25,8 @@ const (
 )
 
 func TestAgent(t *testing.T) {
-	binary := make(chan string, 1)
-	go func() { defer close(binary); build(t, binary) }()
+	agent := make(chan built, 1)
+	go func() { defer close(agent); build(t, agent) }()
 	w := start(t)
 	ctx, stop := context.WithCancel(t.Context())
 	watching := make(chan struct{})
@@ -34,7 +34,7 @@ func TestAgent(t *testing.T) {
 	t.Cleanup(func() { stop(); <-watching })
 	t.Cleanup(func() { w.publish(t) })
 
-	w.load(t, <-binary)
+	w.load(t, <-agent)
 	t.Cleanup(func() { w.mustGuest(t, outfitOff) })
 	w.mustGuest(t, outfit)
 	t.Cleanup(func() { w.remove(t) })

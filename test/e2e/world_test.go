@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -238,40 +237,37 @@ func (w *world) healthy() error {
 	return errors.Join(append(errs, w.is("Ready", corev1.ConditionTrue)())...)
 }
 
-// build compiles the agent and sends the path of the program, while the machine
-// boots.
-func build(t *testing.T, to chan<- string) {
-	binary := filepath.Join(t.TempDir(), "agent")
+// built is the agent as users get it: the image of the Dockerfile, and the
+// program beside it.
+type built struct{ binary, image string }
+
+// build makes both while the machine boots, and sends where they are.
+func build(t *testing.T, to chan<- built) {
+	b := built{binary: filepath.Join(t.TempDir(), "agent"), image: filepath.Join(t.TempDir(), "image.tar")}
+	image := exec.CommandContext(t.Context(), "../../hack/build-image.sh", b.image)
+	if out, err := image.CombinedOutput(); err != nil {
+		t.Errorf("building the image: %v\n%s", err, out)
+		return
+	}
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e",
-		"-o", binary, "github.com/hosthygiene/agent/cmd/agent")
+		"-o", b.binary, "github.com/hosthygiene/agent/cmd/agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("building the agent: %v\n%s", err, out)
 		return
 	}
-	to <- binary
+	to <- b
 }
 
-// load puts the agent on the node, as the image the manifests name.
-func (w *world) load(t *testing.T, binary string) {
+// load puts the agent on the node, as the image the manifests name: build-image
+// takes the name from them.
+func (w *world) load(t *testing.T, b built) {
 	t.Helper()
-	if binary == "" {
+	if b.image == "" {
 		t.FailNow() // build has said why
 	}
-	w.binary = binary
-	rendered, err := os.ReadFile(manifests + "host-hygiene.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	image := regexp.MustCompile(`(?m)^\s+image: (\S+)$`).FindSubmatch(rendered)
-	if image == nil {
-		t.Fatal("the manifests name no image")
-	}
-	archive := filepath.Join(t.TempDir(), "agent.tar")
-	if err := rig.ImageArchive(archive, string(image[1]), w.binary); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.node.LoadImage(t.Context(), archive); err != nil {
+	w.binary = b.binary
+	if err := w.node.LoadImage(t.Context(), b.image); err != nil {
 		t.Fatal(err)
 	}
 	// For dumps, and for what a person would run there.
