@@ -39,6 +39,12 @@ type Files interface {
 	ReadFile(ctx context.Context, name string) ([]byte, error)
 	// ReadFileMax is ReadFile with a limit of the caller's, in bytes.
 	ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error)
+	// ReadAttributes reads several small files below one directory, such as the
+	// attributes of a device in sysfs, of at most [MaxAttribute] bytes each. The
+	// way to the directory is walked once and not for every file, which there is
+	// what reading costs. The result is in the order of names, each with its own
+	// error; names are relative, "size" or "device/state".
+	ReadAttributes(ctx context.Context, dir string, names ...string) []Attribute
 	// ReadDir returns the names in a directory, sorted.
 	ReadDir(ctx context.Context, name string) ([]string, error)
 	// ReadLink returns the target of a symlink as it is written.
@@ -49,6 +55,16 @@ type Files interface {
 	// RealPath resolves every symlink and returns the path inside the root.
 	RealPath(ctx context.Context, name string) (string, error)
 }
+
+// Attribute is one of the files of [Files.ReadAttributes].
+type Attribute struct {
+	Data []byte
+	Err  error
+}
+
+// MaxAttribute is more than any attribute in sysfs has, in bytes: a page of the
+// largest kind.
+const MaxAttribute = 64 << 10
 
 // FileInfo is what stat(2) tells about a file.
 type FileInfo struct {

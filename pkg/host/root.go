@@ -35,7 +35,10 @@ type Root struct {
 	// legacy is set on kernels without openat2 (< 5.6): the library resolves
 	// component by component there, slower and as safe.
 	legacy bool
-	dir    *os.File // the same descriptor, for the library
+	// Whether /sys and /proc are what they are called, or in memory anyway.
+	sysInMemory, procInMemory bool
+
+	dir *os.File // the same descriptor, for the library
 
 	calls flights
 	files filePool
@@ -61,6 +64,7 @@ func OpenRoot(name string) (*Root, error) {
 		r.dir.Close()
 		return nil, &fs.PathError{Op: "openat2", Path: name, Err: err}
 	}
+	r.sysInMemory, r.procInMemory = r.memoryOnly("/sys"), r.memoryOnly("/proc")
 	return r, nil
 }
 
@@ -82,6 +86,9 @@ func openat2(dir int, rel string, flags, resolve uint64) (int, error) {
 		Flags: flags | unix.O_CLOEXEC,
 		// Magic links (/proc/PID/exe, /proc/PID/fd/N) lead out of any root.
 		Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if strings.IndexByte(rel, 0) >= 0 {
+		return -1, unix.EINVAL
 	}
 	// unix.Openat2 copies the name to the heap, which for tens of thousands of
 	// files a pass was a tenth of all memory.
@@ -151,6 +158,23 @@ func (r *Root) ReadFile(ctx context.Context, name string) ([]byte, error) {
 func (r *Root) ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error) {
 	a := r.ask(ctx, fileCall{op: opRead, name: name, limit: limit})
 	return a.data, a.err
+}
+
+// ReadAttributes implements [Files].
+func (r *Root) ReadAttributes(ctx context.Context, dir string, names ...string) []Attribute {
+	a := r.ask(ctx, fileCall{op: opReadAttributes, name: dir}, names...)
+	if a.err != nil {
+		return failed(names, a.err)
+	}
+	return a.attrs
+}
+
+func failed(names []string, err error) []Attribute {
+	all := make([]Attribute, len(names))
+	for i := range all {
+		all[i].Err = err
+	}
+	return all
 }
 
 // ReadDir implements [Files].
@@ -294,6 +318,75 @@ func fill(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 			return nil, fmt.Errorf("more than %d bytes: %w", limit, ErrTooLarge)
 		}
 	}
+}
+
+// readAttributes opens the directory and then the files from there. A symlink on
+// the way to a file ("device/state") leads out of the directory, so that its
+// target is found from the root and kept for the names that follow.
+func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Attribute {
+	const path = unix.O_PATH | unix.O_DIRECTORY
+	at, err := r.open(dir, path)
+	if err != nil {
+		return failed(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+	}
+	defer unix.Close(at)
+	below, parent := -1, ""
+	defer func() {
+		if below >= 0 {
+			unix.Close(below)
+		}
+	}()
+	all := make([]Attribute, len(names))
+	for i, name := range names {
+		head, base := "", name
+		if cut := strings.LastIndexByte(name, '/'); cut >= 0 {
+			head, base = name[:cut], name[cut+1:]
+		}
+		from := at
+		if head != "" {
+			if below < 0 || parent != head {
+				if below >= 0 {
+					unix.Close(below)
+				}
+				if below, err = r.openBelow(at, dir, head, path); err != nil {
+					all[i].Err = &fs.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+					below = -1
+					continue
+				}
+				parent = head
+			}
+			from = below
+		}
+		all[i].Data, err = r.readBelow(from, dir, head, base, scratch)
+		if err != nil {
+			all[i].Err = &fs.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+		}
+	}
+	return all
+}
+
+// openBelow opens a file from an open directory where no symlink is in the way,
+// and from the root otherwise.
+func (r *Root) openBelow(at int, dir, name string, flags int) (int, error) {
+	if !r.legacy {
+		fd, err := openat2(at, name, uint64(flags), unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+		if err != unix.ELOOP && err != unix.EXDEV {
+			return fd, err
+		}
+	}
+	return r.open(dir+"/"+name, flags)
+}
+
+func (r *Root) readBelow(at int, dir, head, base string, scratch *[]byte) ([]byte, error) {
+	if head != "" {
+		dir += "/" + head
+	}
+	fd, err := r.openBelow(at, dir, base, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return readRegular(fd, MaxAttribute, scratch)
 }
 
 func (r *Root) readDir(name string, scratch *[]byte) ([]string, error) {

@@ -207,6 +207,8 @@ func (t *blockTree) holders(ctx context.Context, disk string) ([]string, error) 
 type disk struct {
 	Name string
 	Kind diskKind
+	// Link is where /sys/block leads for a SCSI disk; "" when it is no link.
+	Link string
 	// State is that of the SCSI device (drivers/scsi/scsi_sysfs.c sdev_states).
 	State   string
 	Sectors uint64
@@ -281,40 +283,56 @@ func (t *blockTree) inventory(ctx context.Context) (blockDevices, error) {
 			continue
 		}
 		d := disk{Name: name, Kind: kind}
-		dir := "/sys/block/" + name
-		size, err := t.files.ReadFileMax(ctx, dir+"/size", maxAttribute)
+		if kind == scsiDisk {
+			d.Link, _ = t.files.ReadLink(ctx, "/sys/block/"+name)
+		}
+		read := t.readDisk(ctx, d)
+		err := read[0].Err
 		if isGone(err) {
 			continue
 		}
 		if err == nil {
-			d.Sectors, err = strconv.ParseUint(string(bytes.TrimSpace(size)), 10, 64)
+			d.Sectors, err = strconv.ParseUint(string(bytes.TrimSpace(read[0].Data)), 10, 64)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s/size: %w", dir, err))
+			errs = append(errs, fmt.Errorf("/sys/block/%s/size: %w", name, err))
 			continue
 		}
-		identity := ""
-		switch kind {
-		case scsiDisk:
-			if d.State, err = t.attribute(ctx, dir+"/device/state"); err != nil {
-				errs = append(errs, err)
-			}
-			identity = "/device/wwid"
-		case nvmeDisk:
-			identity = "/wwid"
-		case virtioDisk:
-			identity = "/serial"
+		// A device that can not be asked for its identity (EINVAL, ENXIO) has
+		// none.
+		if len(read) > 1 && read[1].Err == nil {
+			d.Identity = cleanIdentity(string(read[1].Data))
 		}
-		if identity != "" {
-			// A device that can not be asked for its identity (EINVAL, ENXIO)
-			// has none.
-			if id, err := t.attribute(ctx, dir+identity); err == nil {
-				d.Identity = cleanIdentity(id)
+		if kind == scsiDisk {
+			if read[2].Err != nil && !isGone(read[2].Err) {
+				errs = append(errs, read[2].Err)
 			}
+			d.State = string(bytes.TrimRight(read[2].Data, "\n"))
 		}
 		all.Disks = append(all.Disks, d)
 	}
 	return all, errors.Join(errs...)
+}
+
+// readDisk reads a disk's size, identity and, of a SCSI disk, state.
+func (t *blockTree) readDisk(ctx context.Context, d disk) []host.Attribute {
+	dir := "/sys/block/" + d.Name
+	switch d.Kind {
+	case nvmeDisk:
+		return t.files.ReadAttributes(ctx, dir, "size", "wwid")
+	case virtioDisk:
+		return t.files.ReadAttributes(ctx, dir, "size", "serial")
+	case scsiDisk:
+		if unit, ok := scsiUnitDir(d.Link); ok {
+			read := t.files.ReadAttributes(ctx, unit, "block/"+d.Name+"/size", "wwid", "state")
+			if !slices.ContainsFunc(read, func(a host.Attribute) bool { return errors.Is(a.Err, fs.ErrNotExist) }) {
+				return read
+			}
+			// Gone; or a copied tree in which "device" is no link.
+		}
+		return t.files.ReadAttributes(ctx, dir, "size", "device/wwid", "device/state")
+	}
+	return t.files.ReadAttributes(ctx, dir, "size")
 }
 
 // cleanIdentity drops padding, and identities that say nothing because the

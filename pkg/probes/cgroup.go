@@ -36,8 +36,8 @@ func openCgroups(ctx context.Context, files host.Files) (cgroupTree, error) {
 // file is the path of a control group's file. The controller is the first part
 // of its name: "pids.max" is in .../pids/ with v1.
 func (t cgroupTree) file(cgroup, name string) string {
-	if t.unified {
-		return path.Join(cgroupRoot, cgroup, name)
+	if t.unified { // a control group's path begins with '/'
+		return cgroupRoot + strings.TrimSuffix(cgroup, "/") + "/" + name
 	}
 	controller, _, _ := strings.Cut(name, ".")
 	return path.Join(cgroupRoot, controller, cgroup, name)

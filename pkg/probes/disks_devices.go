@@ -21,9 +21,9 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 		kind     diskKind
 		identity string
 	}
-	groups := make(map[key][]disk, len(p.devices.Disks))
+	groups := make(map[key][]int, len(p.devices.Disks)) // of indexes
 	var order []key
-	for _, d := range p.devices.Disks {
+	for i, d := range p.devices.Disks {
 		// A path whose device is gone reports size 0.
 		if d.Identity == "" || d.Sectors == 0 {
 			continue
@@ -32,7 +32,7 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 		if len(groups[k]) == 0 {
 			order = append(order, k)
 		}
-		groups[k] = append(groups[k], d)
+		groups[k] = append(groups[k], i)
 	}
 	ports := map[string]string{}
 	for _, k := range order {
@@ -41,8 +41,8 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 			continue
 		}
 		proofs := make([]diskProof, len(group))
-		for i, d := range group {
-			proofs[i] = p.proofOf(ctx, d, ports)
+		for i, at := range group {
+			proofs[i] = p.proofOf(ctx, p.devices.Disks[at], ports)
 		}
 		if oneUnit(proofs) { // most hosts end here, without reading more
 			continue
@@ -72,12 +72,6 @@ type diskProof struct {
 	Alone bool
 }
 
-var (
-	sessionName = regexp.MustCompile(`^session\d+$`)
-	fcPort      = regexp.MustCompile(`^rport-\d+:\d+-\d+$`)
-	scsiAddress = regexp.MustCompile(`^\d+:\d+:\d+:(\d+)$`)
-)
-
 // proofOf reads what a disk says of itself; what it does not say stays empty.
 // ports remembers the targets, of which hundreds of disks share a few.
 func (p *diskPass) proofOf(ctx context.Context, d disk, ports map[string]string) diskProof {
@@ -91,21 +85,13 @@ func (p *diskPass) proofOf(ctx context.Context, d disk, ports map[string]string)
 		f.Serial = strings.TrimSpace(f.Serial)
 		f.Target, _ = p.tree.attribute(ctx, dir+"/device/subsysnqn")
 	case scsiDisk:
-		link, err := p.Host.ReadLink(ctx, dir)
-		if err != nil {
-			break
-		}
-		for part := range strings.SplitSeq(link, "/") {
-			switch {
-			case sessionName.MatchString(part):
-				f.Target = p.portName(ctx, "/sys/class/iscsi_session/"+part+"/targetname", ports)
-			case fcPort.MatchString(part):
-				f.Target, f.FC = p.portName(ctx, "/sys/class/fc_remote_ports/"+part+"/node_name", ports), true
-			default:
-				if m := scsiAddress.FindStringSubmatch(part); m != nil {
-					f.LUN = m[1]
-				}
-			}
+		place := scsiTopology(d.Link)
+		f.LUN = place.lun
+		switch {
+		case place.session != "":
+			f.Target = p.portName(ctx, "/sys/class/iscsi_session/"+place.session+"/targetname", ports)
+		case place.rport != "":
+			f.Target, f.FC = p.portName(ctx, "/sys/class/fc_remote_ports/"+place.rport+"/node_name", ports), true
 		}
 	}
 	return f

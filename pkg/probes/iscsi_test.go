@@ -34,6 +34,13 @@ func (w *watchedHost) ReadFileMax(ctx context.Context, name string, limit int64)
 	return w.View.ReadFileMax(ctx, name, limit)
 }
 
+func (w *watchedHost) ReadAttributes(ctx context.Context, dir string, names ...string) []host.Attribute {
+	for _, name := range names {
+		w.read = append(w.read, dir+"/"+name)
+	}
+	return w.View.ReadAttributes(ctx, dir, names...)
+}
+
 // TestNoSecretIsRead runs every case of both probes that look at iSCSI sessions
 // with secrets in all the files that may hold some: none of them may be opened,
 // and no secret or initiator name may leave by a finding's head or a metric.

@@ -411,7 +411,12 @@ func (m *multipathMap) look(ctx context.Context, v host.View) {
 			p.name = path.Base(link)
 		}
 		// Disks that are not SCSI have no state, and NVMe another one.
-		p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
+		if unit, ok := scsiUnitDir(link); ok {
+			p.state, _ = deviceAttr(ctx, v, unit+"/state")
+		}
+		if p.state == "" {
+			p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
+		}
 	}
 }
 
@@ -443,13 +448,19 @@ func (m *multipathMap) hear(said *multipathdMap) {
 // empty; so is one of a device that is on its way out.
 func deviceAttr(ctx context.Context, v host.Files, name string) (string, error) {
 	data, err := v.ReadFileMax(ctx, name, 4096)
-	switch {
+	return attrText(host.Attribute{Data: data, Err: err})
+}
+
+// attrText is deviceAttr for what was read already.
+func attrText(a host.Attribute) (string, error) {
+	switch err := a.Err; {
 	case err == nil:
-		return string(bytes.TrimSpace(data)), nil
+		return string(bytes.TrimSpace(a.Data)), nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENOTDIR):
 		return "", nil
+	default:
+		return "", err
 	}
-	return "", err
 }
 
 // describe names a map the way it must be looked up at night: by dm device, by
@@ -687,6 +698,26 @@ type scsiPlace struct {
 	// port is host:channel:id, lun what follows.
 	port, lun string
 	usb       bool
+}
+
+// scsiUnitDir is the directory of a disk's SCSI device, taken from the link in
+// /sys/block or /sys/dev/block that leads to the disk. The way there over the
+// disk's own "device" link is twice as long, and the length of the way is what
+// reading sysfs costs.
+func scsiUnitDir(link string) (string, bool) {
+	for strings.HasPrefix(link, "../") {
+		link = link[len("../"):]
+	}
+	unit, name, ok := strings.Cut(link, "/block/")
+	if !ok || strings.Contains(name, "/") || !strings.HasPrefix(unit, "devices/") || !isSCSIAddress(path.Base(unit)) {
+		return "", false
+	}
+	return "/sys/" + unit, true
+}
+
+// isSCSIAddress recognises host:channel:target:lun.
+func isSCSIAddress(s string) bool {
+	return strings.Count(s, ":") == 3 && strings.Trim(s, "0123456789:") == ""
 }
 
 func scsiTopology(link string) scsiPlace {

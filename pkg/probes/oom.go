@@ -399,7 +399,7 @@ func (c *oomCheck) findContainers() []container {
 	var found []container
 	add := func(pod string) {
 		for _, name := range c.children(pod) {
-			box := container{path: path.Join(pod, name)}
+			box := container{path: pod + "/" + name}
 			box.podCgroup = parsePodCgroup(box.path)
 			if box.Container == "" || len(found) >= maxContainers {
 				continue
@@ -447,7 +447,7 @@ func (c *oomCheck) children(group string) []string {
 // processesIn lists the processes of a container, also where it keeps them in
 // control groups of its own, as an init system in a container does.
 func (c *oomCheck) processesIn(group string, depth int) []int {
-	file := path.Join(path.Dir(c.tree.file(group, "memory.events")), "cgroup.procs")
+	file := path.Dir(c.tree.file(group, "memory.events")) + "/cgroup.procs"
 	data, err := c.in.Host.ReadFile(c.ctx, file)
 	if err != nil && !isGone(err) && !errors.Is(err, syscall.ENOTSUP) { // a threaded group
 		c.failed(err)

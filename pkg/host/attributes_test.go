@@ -1,0 +1,118 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"syscall"
+	"testing"
+)
+
+// TestReadAttributes walks a tree laid out like sysfs: plain attributes, one in
+// a directory below, one behind the "device" link, one that is not there, and
+// links that must not lead out of the tree.
+func TestReadAttributes(t *testing.T) {
+	for _, legacy := range []bool{false, true} {
+		dir := t.TempDir()
+		writeTree(t, dir, map[string]string{
+			"sys/devices/host3/3:0:0:0/state":          "running\n",
+			"sys/devices/host3/3:0:0:0/wwid":           "naa.6001405\n",
+			"sys/devices/host3/3:0:0:0/block/sda/size": "2097152\n",
+			"sys/devices/host3/3:0:0:0/block/sda/dm/x": "1\n",
+			"outside": "inside the root after all\n",
+		})
+		for name, target := range map[string]string{
+			"sys/devices/host3/3:0:0:0/block/sda/device": "../../../3:0:0:0",
+			"sys/devices/host3/3:0:0:0/block/sda/climbs": "../../../../../../../../../../outside",
+			"sys/devices/host3/3:0:0:0/block/sda/passwd": "/etc/passwd",
+			"sys/sda": "devices/host3/3:0:0:0/block/sda",
+		} {
+			if err := os.Symlink(target, dir+"/"+name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := syscall.Mkfifo(dir+"/sys/devices/host3/3:0:0:0/block/sda/fifo", 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		r.legacy = r.legacy || legacy
+		want := []struct {
+			name, data string
+			err        error
+		}{
+			{"size", "2097152\n", nil},
+			{"device/state", "running\n", nil},
+			{"device/wwid", "naa.6001405\n", nil},
+			{"dm/x", "1\n", nil},
+			{"missing", "", fs.ErrNotExist},
+			{"missing/too", "", fs.ErrNotExist},
+			{"device/state", "running\n", nil},
+			{"climbs", "inside the root after all\n", nil},
+			{"passwd", "", fs.ErrNotExist},
+			{"fifo", "", ErrNotRegular},
+			{"dm", "", ErrNotRegular},
+			{"si\x00ze", "", syscall.EINVAL},
+		}
+		var names []string
+		for _, w := range want {
+			names = append(names, w.name)
+		}
+		got := r.ReadAttributes(t.Context(), "/sys/sda", names...)
+		for i, w := range want {
+			if string(got[i].Data) != w.data || !errors.Is(got[i].Err, w.err) {
+				t.Errorf("legacy %v: %q = %q, %v; want %q, %v", legacy, w.name, got[i].Data, got[i].Err, w.data, w.err)
+			}
+		}
+		for _, a := range r.ReadAttributes(t.Context(), "/sys/sdb", "size", "device/state") {
+			if !errors.Is(a.Err, fs.ErrNotExist) {
+				t.Errorf("legacy %v: of a disk that is gone: %q, %v", legacy, a.Data, a.Err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if a := r.ReadAttributes(ctx, "/sys/sda", "size"); !errors.Is(a[0].Err, context.Canceled) {
+			t.Errorf("legacy %v: after the context's end: %v", legacy, a[0].Err)
+		}
+	}
+}
+
+// TestInMemory holds the calls that are not bounded to those that can not hang.
+func TestInMemory(t *testing.T) {
+	machine, err := OpenRoot("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer machine.Close()
+	copied, err := OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	for name, want := range map[string]bool{
+		"/sys/block/sda/size":              true,
+		"/sys/fs/cgroup/a/cgroup.procs":    true,
+		"/sys/block/md0/md/array_state":    false,
+		"/sys/devices/virtual/block/md127": false,
+		"/sys/../mnt/nfs/file":             false,
+		"/proc/7/oom_score_adj":            true,
+		"/proc/7/cgroup":                   true,
+		"/proc/7/cmdline":                  false,
+		"/proc/7/environ":                  false,
+		"/proc/7/mountinfo":                false,
+		"/etc/fstab":                       false,
+		"/system/block":                    false,
+		"/var/lib/kubelet/vol_data.json":   false,
+	} {
+		if got := machine.inMemory(fileCall{op: opRead, name: name}); got != want {
+			t.Errorf("inMemory(%s) = %v, want %v", name, got, want)
+		}
+		if copied.inMemory(fileCall{op: opRead, name: name}) {
+			t.Errorf("inMemory(%s) in a tree without a sysfs and a procfs", name)
+		}
+	}
+}
