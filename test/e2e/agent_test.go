@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -25,32 +24,14 @@ const (
 )
 
 func TestAgent(t *testing.T) {
-	agent := make(chan built, 1)
-	go func() { defer close(agent); build(t, agent) }()
-	w := start(t)
-	ctx, stop := context.WithCancel(t.Context())
-	watching := make(chan struct{})
-	go func() { defer close(watching); w.run(ctx) }()
-	t.Cleanup(func() { stop(); <-watching })
-	t.Cleanup(func() { w.publish(t) })
-
-	w.load(t, <-agent)
-	t.Cleanup(func() { w.mustGuest(t, outfitOff) })
-	w.mustGuest(t, outfit)
-	t.Cleanup(func() { w.remove(t) })
-	w.remove(t) // what an earlier run left on an attached cluster
-	w.install(t)
-
+	w := deploy(t)
 	t.Run("defaults", w.defaults)
-	w.configure(t, runConfig, func() error {
-		samples, err := w.metrics()
-		if _, known := samples[`hosthygiene_package_installed{package="`+testPackage+`"}`]; err == nil && !known {
-			err = errors.New("its required package has no metric yet")
-		}
-		return err
-	})
+	w.configure(t, runConfig, w.runConfigInForce)
 	w.spent("config in force")
-	t.Run("idle", w.idle)
+	t.Run("idle", func(t *testing.T) { w.idle(t, time.Minute) })
+	// Before the scenarios: the kubelet's own watches take a while to come
+	// back, and the last steps need them.
+	t.Run("outage", func(t *testing.T) { w.outage(t, 2*time.Minute, 30) })
 	t.Run("scenarios", func(t *testing.T) {
 		for _, l := range lanes() {
 			t.Run(l.name, func(t *testing.T) {
@@ -63,10 +44,45 @@ func TestAgent(t *testing.T) {
 	})
 	w.spent("scenarios")
 	t.Run("killed", w.killed)
-	t.Run("outage", w.outage)
+	t.Run("config refused", w.configRefused)
 	t.Run("footprint", w.footprint)
 	t.Run("access", w.access)
 	t.Run("uninstall", w.uninstall)
+}
+
+// deploy brings up a cluster with the agent on it, as the manifests install it,
+// and watches it until the test ends.
+func deploy(t *testing.T) *world {
+	t.Helper()
+	agent := make(chan built, 1)
+	go func() { defer close(agent); build(t, agent) }()
+	w := start(t)
+	w.observe(t)
+	t.Cleanup(func() { w.publish(t) })
+
+	w.agent = <-agent
+	w.load(t)
+	t.Cleanup(func() { w.mustGuest(t, outfitOff) })
+	w.mustGuest(t, outfit)
+	t.Cleanup(func() { w.remove(t) })
+	w.remove(t) // what an earlier run left on an attached cluster
+	w.install(t)
+	return w
+}
+
+// runConfigInForce says whether the agent has read the config of the run.
+func (w *world) runConfigInForce() error {
+	samples, err := w.metrics()
+	if err != nil {
+		return err
+	}
+	if samples["hosthygiene_config_last_reload_successful"] != 1 {
+		return errors.New("the last config was refused")
+	}
+	if _, known := samples[`hosthygiene_package_installed{package="`+testPackage+`"}`]; !known {
+		return errors.New("its required package has no metric yet")
+	}
+	return nil
 }
 
 // install applies the manifests as they are, twice: the second time must change
@@ -94,7 +110,7 @@ func (w *world) remove(t *testing.T) {
 
 func (w *world) cleanup(t *testing.T, flags ...string) (string, error) {
 	args := append([]string{"cleanup", "--kubeconfig", w.cp.Kubeconfig()}, flags...)
-	out, err := exec.CommandContext(cleanupContext(t), w.binary, args...).CombinedOutput()
+	out, err := exec.CommandContext(cleanupContext(t), w.agent.binary, args...).CombinedOutput()
 	return string(out), err
 }
 
@@ -121,11 +137,11 @@ func (w *world) defaults(t *testing.T) {
 }
 
 // idle: a healthy node that stays so costs no write and no Event.
-func (w *world) idle(t *testing.T) {
+func (w *world) idle(t *testing.T, length time.Duration) {
 	await(t, "every condition to be healthy", w.healthy)
 	before := w.mark()
 	_, offset := w.auditSince(t, w.auditStart)
-	time.Sleep(time.Minute)
+	time.Sleep(length)
 	requests, _ := w.auditSince(t, offset)
 	for _, r := range requests {
 		if r.write() {
@@ -142,7 +158,7 @@ func (w *world) idle(t *testing.T) {
 		t.Errorf("the agent was restarted: %v", err)
 	}
 	w.invariants(t)
-	w.spent("a minute idle")
+	w.spent("idle for " + length.String())
 }
 
 // kill ends the agent without warning and waits until it is ready again.
@@ -226,16 +242,12 @@ func (w *world) passes(t *testing.T, n float64) {
 	})
 }
 
-// outage: the API server is away for two minutes. A fault that happens meanwhile
-// is told when it is back, nothing else changes, and the agent does not hammer.
-func (w *world) outage(t *testing.T) {
+// outage: the API server is away. A fault that happens meanwhile is told when it
+// is back, nothing else changes, and the agent does not hammer.
+func (w *world) outage(t *testing.T, length time.Duration, maxAttempts int) {
 	if w.attached {
 		t.Skip("the API server is another process's, and can not be stopped from here")
 	}
-	w.outageOf(t, 2*time.Minute, 30)
-}
-
-func (w *world) outageOf(t *testing.T, length time.Duration, maxAttempts int) {
 	t.Cleanup(func() {
 		if _, err := w.guest(cleanupContext(t), "systemctl start chrony"+uncountAttempts); err != nil {
 			t.Error(err)
@@ -292,6 +304,38 @@ const (
 	attemptsSoFar   = `iptables -nvxL OUTPUT | awk '/e2e-attempts/ {print $1}'`
 	uncountAttempts = "\n" + `iptables -S OUTPUT | sed -n '/e2e-attempts/ s/^-A/-D/p' | xargs -r iptables`
 )
+
+// configRefused: a config with a mistake changes nothing but is told, and the
+// next good one is taken.
+func (w *world) configRefused(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.dump(t)
+		}
+	})
+	await(t, "every condition to be healthy", w.healthy)
+	before := w.mark()
+	w.configure(t, runConfig+"maxOffset: 50\n", w.is("Ready", corev1.ConditionUnknown, "ConfigInvalid"))
+	if c, _ := w.condition("Ready"); !strings.Contains(c.Message, "maxOffset") {
+		t.Errorf("the message does not name the mistake: %s", c.Message)
+	}
+	await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "ConfigInvalid") })
+	samples, err := w.metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := samples["hosthygiene_config_last_reload_successful"]; v != 0 {
+		t.Errorf("hosthygiene_config_last_reload_successful is %v", v)
+	}
+	w.configure(t, runConfig, w.healthy)
+	for _, c := range w.changesSince(before) {
+		if c.statusChange() && c.kind != "Ready" {
+			t.Errorf("a refused config changed a condition: %s", c)
+		}
+	}
+	w.invariants(t)
+	w.spent("config refused")
+}
 
 // usage is the memory of the agent's container.
 type usage struct {

@@ -20,8 +20,11 @@ type request struct {
 	Verb       string
 	RequestURI string
 	Stage      string
-	User       struct{ Username string }
-	ObjectRef  struct{ APIGroup, Resource, Subresource, Namespace, Name string }
+	User       struct {
+		Username string
+		Extra    map[string][]string
+	}
+	ObjectRef struct{ APIGroup, Resource, Subresource, Namespace, Name string }
 
 	ResponseStatus           struct{ Code int }
 	RequestReceivedTimestamp time.Time
@@ -29,6 +32,14 @@ type request struct {
 
 func (r request) String() string {
 	return fmt.Sprintf("%s %s %s → %d", r.RequestReceivedTimestamp.Format("15:04:05.0"), r.Verb, r.RequestURI, r.ResponseStatus.Code)
+}
+
+// from is the node the request came from, which the pod's token names.
+func (r request) from() string {
+	if names := r.User.Extra["authentication.kubernetes.io/node-name"]; len(names) == 1 {
+		return names[0]
+	}
+	return ""
 }
 
 // write says whether the request asks for a change.
@@ -86,7 +97,7 @@ func (w *world) access(t *testing.T) {
 		if r.ResponseStatus.Code == 401 || r.ResponseStatus.Code == 403 {
 			t.Errorf("refused: %s", r)
 		}
-		if !w.mayAsk(r) {
+		if !mayAsk(r) {
 			t.Errorf("not a request the agent is there to make: %s", r)
 		}
 		what := r.ObjectRef.Resource
@@ -99,15 +110,15 @@ func (w *world) access(t *testing.T) {
 	w.note("requests", fmt.Sprint(used))
 }
 
-func (w *world) mayAsk(r request) bool {
+func mayAsk(r request) bool {
 	o := r.ObjectRef
 	switch {
 	case o.Resource == "nodes" && o.Subresource == "" && (r.Verb == "list" || r.Verb == "watch"):
 		u, err := url.Parse(r.RequestURI)
-		return err == nil && u.Query().Get("fieldSelector") == "metadata.name="+w.node.Name()
+		return err == nil && u.Query().Get("fieldSelector") == "metadata.name="+r.from()
 	case o.Resource == "nodes" && o.Subresource == "" && r.Verb == "get",
 		o.Resource == "nodes" && o.Subresource == "status" && r.Verb == "patch":
-		return o.Name == w.node.Name()
+		return o.Name == r.from()
 	case o.Resource == "events":
 		return o.Namespace == "default" && (r.Verb == "create" || r.Verb == "patch")
 	case o.Resource == "leases":

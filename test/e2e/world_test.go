@@ -35,7 +35,7 @@ const (
 	// patience is how long anything may take before a run gives up on it. It
 	// says nothing about the agent: the node is emulated, and this machine may
 	// be busy.
-	patience = 3 * time.Minute
+	patience = 5 * time.Minute
 	// look is how often a wait looks.
 	look = 100 * time.Millisecond
 )
@@ -48,7 +48,7 @@ type world struct {
 	admin    *rest.Config
 	*observer
 
-	binary     string // the agent, for this machine and the node alike
+	agent      built
 	auditStart int64
 	began      time.Time
 
@@ -76,9 +76,6 @@ func start(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.admin.QPS = -1
-	if w.observer, err = newObserver(w.admin, w.node.Name()); err != nil {
-		t.Fatal(err)
-	}
 	info, err := os.Stat(w.cp.AuditLog())
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +83,20 @@ func start(t *testing.T) *world {
 	w.auditStart = info.Size()
 	w.spent("cluster up")
 	return w
+}
+
+// observe follows the node until the test ends.
+func (w *world) observe(t *testing.T) {
+	t.Helper()
+	o, err := newObserver(w.admin, w.node.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.observer = o
+	ctx, stop := context.WithCancel(t.Context())
+	watching := make(chan struct{})
+	go func() { defer close(watching); o.run(ctx) }()
+	t.Cleanup(func() { stop(); <-watching })
 }
 
 func attach() (*rig.ControlPlane, *rig.Node, error) {
@@ -195,14 +206,19 @@ func cleanupContext(t *testing.T) context.Context {
 // await looks until ok returns nil.
 func await(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	awaitFor(t, patience, what, ok)
+}
+
+func awaitFor(t *testing.T, limit time.Duration, what string, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		err := ok()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for %s: %v", patience, what, err)
+			t.Fatalf("waited %s for %s: %v", limit, what, err)
 		}
 		time.Sleep(look)
 	}
@@ -261,17 +277,16 @@ func build(t *testing.T, to chan<- built) {
 
 // load puts the agent on the node, as the image the manifests name: build-image
 // takes the name from them.
-func (w *world) load(t *testing.T, b built) {
+func (w *world) load(t *testing.T) {
 	t.Helper()
-	if b.image == "" {
+	if w.agent.image == "" {
 		t.FailNow() // build has said why
 	}
-	w.binary = b.binary
-	if err := w.node.LoadImage(t.Context(), b.image); err != nil {
+	if err := w.node.LoadImage(t.Context(), w.agent.image); err != nil {
 		t.Fatal(err)
 	}
 	// For dumps, and for what a person would run there.
-	if err := w.node.Copy(t.Context(), w.binary, guestAgent); err != nil {
+	if err := w.node.Copy(t.Context(), w.agent.binary, guestAgent); err != nil {
 		t.Fatal(err)
 	}
 	w.spent("agent loaded")
