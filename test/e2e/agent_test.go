@@ -66,6 +66,9 @@ func deploy(t *testing.T) *world {
 	w.mustGuest(t, outfit)
 	t.Cleanup(func() { w.remove(t) })
 	w.remove(t) // what an earlier run left on an attached cluster
+	await(t, "the cluster to be seen", w.listed)
+	await(t, "a Node without conditions", w.bare)
+	w.fresh = w.mark()
 	w.install(t)
 	return w
 }
@@ -128,10 +131,13 @@ func (w *world) defaults(t *testing.T) {
 			t.Errorf("%s says nothing of what was verified", kind)
 		}
 	}
-	for _, c := range w.changesSince(mark{}) {
+	for _, c := range w.changesSince(w.fresh) {
 		if c.to != nil && c.to.Status == corev1.ConditionTrue && c.kind != "Ready" {
 			t.Errorf("a problem on a healthy node: %s: %s", c, c.to.Message)
 		}
+	}
+	for _, e := range w.eventsSince(w.fresh) {
+		t.Errorf("an Event on a healthy node: %s %s: %s", e.Type, e.Reason, e.Message)
 	}
 	w.invariants(t)
 }
@@ -400,13 +406,7 @@ func (w *world) uninstall(t *testing.T) {
 			w.dump(t)
 		}
 	})
-	gone := func() error {
-		if left := w.all(); len(left) > 0 {
-			return fmt.Errorf("%d conditions are left", len(left))
-		}
-		return nil
-	}
-	w.configure(t, strings.Replace(runConfig, "interval: 3s\n", "interval: 3s\nreport: {conditions: \"off\"}\n", 1), gone)
+	w.configure(t, strings.Replace(runConfig, "interval: 3s\n", "interval: 3s\nreport: {conditions: \"off\"}\n", 1), w.bare)
 	if out, err := w.cleanup(t, "--wait"); err != nil {
 		t.Errorf("agent cleanup --wait: %v: %s", err, out)
 	}
@@ -424,7 +424,7 @@ func (w *world) uninstall(t *testing.T) {
 	if err != nil {
 		t.Errorf("agent cleanup --all: %v: %s", err, out)
 	}
-	await(t, "the conditions to go", gone)
+	await(t, "the conditions to go", w.bare)
 	w.nothingLeft(t)
 	w.spent("uninstalled hastily")
 }

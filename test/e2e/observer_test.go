@@ -59,7 +59,7 @@ type observer struct {
 	changes    []change
 	events     map[string]corev1.Event // by name
 	faults     []string                // what no condition may ever do
-	synced     bool
+	lists      int                     // how often either was listed
 }
 
 func newObserver(cfg *rest.Config, node string) (*observer, error) {
@@ -113,7 +113,6 @@ func (o *observer) seeNode(raw []byte) error {
 			delete(o.conditions, kind)
 		}
 	}
-	o.synced = true
 	return nil
 }
 
@@ -176,6 +175,9 @@ func (o *observer) once(ctx context.Context, path, selector string, see func([]b
 			return err
 		}
 	}
+	o.mu.Lock()
+	o.lists++
+	o.mu.Unlock()
 	query.Set("watch", "1")
 	query.Set("resourceVersion", list.Metadata.ResourceVersion)
 	body, err := o.open(ctx, path+"?"+query.Encode())
@@ -237,6 +239,24 @@ func (o *observer) condition(kind string) (corev1.NodeCondition, bool) {
 	defer o.mu.Unlock()
 	c, ok := o.conditions[kind]
 	return c, ok
+}
+
+// listed says whether both the Node and the Events have been seen.
+func (o *observer) listed() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lists < 2 {
+		return errors.New("not listed yet")
+	}
+	return nil
+}
+
+// bare says whether the Node has no condition of ours.
+func (o *observer) bare() error {
+	if left := o.all(); len(left) > 0 {
+		return fmt.Errorf("%d conditions are left", len(left))
+	}
+	return nil
 }
 
 // all returns every condition of ours as it is now.

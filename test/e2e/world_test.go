@@ -51,6 +51,7 @@ type world struct {
 	agent      built
 	auditStart int64
 	began      time.Time
+	fresh      mark // before the agent was installed
 
 	mu    sync.Mutex
 	rows  []row
