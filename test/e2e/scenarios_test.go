@@ -201,8 +201,10 @@ iptables -I OUTPUT -p udp --dport $port -m comment --comment e2e-clock -j DROP`)
 // testPackage is a package that is there to be removed.
 const testPackage = "hygiene-e2e"
 
-// outfit puts the packages on the node that scenarios need.
-const outfit = `mkdir -p /tmp/e2e && cd /tmp/e2e
+// outfit puts the packages on the node that scenarios need, and mounts the data
+// disk where the boot was too slow for the time fstab gives it.
+const outfit = `mountpoint -q /data || mount /data
+mkdir -p /tmp/e2e && cd /tmp/e2e
 for p in hygiene-e2e hygiene-slow; do
   mkdir -p $p/DEBIAN
   printf 'Package: %s\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n' $p >$p/DEBIAN/control
