@@ -120,6 +120,16 @@ func (a *API) do(ctx context.Context, timeout time.Duration, attempt func(ctx co
 	return err
 }
 
+// answer makes one request. DoRaw would do, but for its errors: it keeps the
+// server's own words, such as who forbids what, to itself.
+func answer(ctx context.Context, r *rest.Request) ([]byte, error) {
+	result := r.MaxRetries(0).Do(ctx)
+	if err := result.Error(); err != nil {
+		return nil, err
+	}
+	return result.Raw()
+}
+
 // unreachable: no HTTP answer at all.
 func unreachable(err error) bool {
 	if err == nil {
@@ -161,8 +171,7 @@ const requestTimeout = 15 * time.Second
 func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
 	var node Node
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").
-			MaxRetries(0).Body(patch).DoRaw(ctx)
+		raw, err := answer(ctx, c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").Body(patch))
 		if err != nil {
 			return err
 		}
@@ -179,7 +188,7 @@ func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) 
 // posted before a crash and counts as done.
 func (a *API) CreateEvent(ctx context.Context, namespace string, event []byte) error {
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		_, err := c.Post().Namespace(namespace).Resource("events").MaxRetries(0).Body(event).DoRaw(ctx)
+		_, err := answer(ctx, c.Post().Namespace(namespace).Resource("events").Body(event))
 		if apierrors.IsAlreadyExists(err) {
 			return nil
 		}
@@ -206,8 +215,7 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 		Items    []Node          `json:"items"`
 	}
 	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
-			MaxRetries(0).DoRaw(ctx)
+		raw, err := answer(ctx, c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node))
 		if err != nil {
 			return err
 		}

@@ -61,7 +61,7 @@ func (a *API) UpdateLease(ctx context.Context, l *Lease) (*Lease, error) {
 
 // leases addresses another API group than the one the client was made for.
 func leases(r *rest.Request, namespace string, name ...string) *rest.Request {
-	return r.AbsPath(append([]string{"/apis/coordination.k8s.io/v1/namespaces", namespace, "leases"}, name...)...).MaxRetries(0)
+	return r.AbsPath(append([]string{"/apis/coordination.k8s.io/v1/namespaces", namespace, "leases"}, name...)...)
 }
 
 func (a *API) writeLease(ctx context.Context, l *Lease, request func(*rest.RESTClient) *rest.Request) (*Lease, error) {
@@ -81,7 +81,7 @@ func (a *API) writeLease(ctx context.Context, l *Lease, request func(*rest.RESTC
 func (a *API) lease(ctx context.Context, request func(*rest.RESTClient) *rest.Request) (*Lease, error) {
 	var l Lease
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := request(c).DoRaw(ctx)
+		raw, err := answer(ctx, request(c))
 		if err != nil {
 			return err
 		}
