@@ -258,9 +258,7 @@ func (m *Mode) UnmarshalJSON(data []byte) error {
 }
 
 // RemedyKinds are the words remedies.allow takes.
-func RemedyKinds() []string {
-	return []string{"packages", "units", "modules", "sysctls", "files", "oomScores"}
-}
+func RemedyKinds() []string { return finding.Kinds() }
 
 // MaintenanceWindow is when remedies may act.
 type MaintenanceWindow struct {

@@ -164,7 +164,7 @@ func TestTraps(t *testing.T) {
 	want.Report = Report{Conditions: Off, Events: On, ReadyReasons: ReadyReasons{"critical", "NoTimeDaemon"}}
 	want.Probes.Time.Enabled, want.Probes.Time.MaxOffset = &yes, probes.Duration(20*time.Millisecond)
 	want.Require.Sysctls = map[string]string{"kernel.pid_max": "131072", "vm.swappiness": "10", "net.ipv4.conf.all/arp_ignore": "1"}
-	want.Require.Files = []probes.RequiredFile{{Path: "/etc/x", Mode: "0644", Content: "tabs\tand\nlines\n"}}
+	want.Require.Files = []probes.RequiredFile{{Path: "/etc/sysctl.d/x.conf", Mode: "0644", Content: "tabs\tand\nlines\n"}}
 	want.Mute = []Mute{{Reason: "NoTimeDaemon", Until: time.Date(2020, 1, 1, 0, 0, 0, 0, time.FixedZone("", 7200)), Because: "no"}}
 	want.Severity = map[string]finding.Severity{}
 	want.Remedies.Mode = ModePlan

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -174,16 +173,7 @@ func (cs *checks) reasons(c *AgentConfig, rules map[string]finding.Rule) {
 	}
 }
 
-var (
-	moduleName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([./][A-Za-z0-9_:@*-]+)+$`)
-	bound      = regexp.MustCompile(`^(>=|<=|>|<)\s*(.*)$`)
-	fileMode   = regexp.MustCompile(`^0[0-7]{3}$`)
-	fileOwner  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$`)
-)
-
-// require adds to [probes.Require.Validate] what only shows between entries,
-// and the sections no probe reads yet.
+// require adds to [probes.Require.Validate] what only shows between entries.
 func (cs *checks) require(r probes.Require) {
 	cs.unique("require.packages", len(r.Packages), func(i int) string { return r.Packages[i].Name })
 	cs.unique("require.units", len(r.Units), func(i int) string { return r.Units[i].Name })
@@ -191,34 +181,6 @@ func (cs *checks) require(r probes.Require) {
 	cs.unique("require.files", len(r.Files), func(i int) string { return r.Files[i].Path })
 	cs.unique("require.oomScores", len(r.OOMScores), func(i int) string { return r.OOMScores[i].Unit })
 	cs.devices(r.Devices)
-	for i, m := range r.Modules {
-		if !moduleName.MatchString(m) {
-			cs.bad(fmt.Sprintf("require.modules[%d]", i), "%q is no module name: want one as in lsmod, such as iscsi_tcp", m)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(r.Sysctls)) {
-		at, value := "require.sysctls."+name, strings.TrimSpace(r.Sysctls[name])
-		if !sysctlName.MatchString(name) {
-			cs.bad(at, "is no sysctl: want a name such as kernel.pid_max")
-		}
-		m := bound.FindStringSubmatch(value)
-		if value == "" {
-			cs.bad(at, `want a value, or a bound such as ">=131072"`)
-		} else if m != nil {
-			if _, err := strconv.ParseInt(m[2], 10, 64); err != nil {
-				cs.bad(at, "want a whole number after %s, not %q", m[1], m[2])
-			}
-		}
-	}
-	for i, f := range r.Files {
-		at := fmt.Sprintf("require.files[%d]", i)
-		if f.Mode != "" && !fileMode.MatchString(f.Mode) {
-			cs.bad(at+".mode", "want four octal digits, such as \"0644\", not %q", f.Mode)
-		}
-		if f.Owner != "" && !fileOwner.MatchString(f.Owner) {
-			cs.bad(at+".owner", "want a user or user:group, such as root:root, not %q", f.Owner)
-		}
-	}
 }
 
 // unique objects to what is listed twice: the second entry says the same again,
