@@ -19,16 +19,26 @@ import (
 // the line of the value in tree that it is about. Under an override, an
 // objection to a line outside of it names the override too.
 func (d *decoder) validate(c *AgentConfig, tree *node, under string) {
-	for _, fe := range c.check() {
+	tell := func(fe *probes.FieldError, told func(path string) bool) {
 		line, path := tree.find(fe.Field)
-		if d.told(path) {
-			continue
+		if told(path) {
+			return
 		}
 		text := fe.Problem
 		if under != "" && !within(path, under) {
 			text += " (with " + under + ")"
 		}
 		d.bad(line, path, "%s", text)
+	}
+	for _, fe := range c.check() {
+		tell(fe, d.told)
+	}
+	// One profile may contradict others in several keys: each is told, unless
+	// something else is wrong with it.
+	before := problems{list: slices.Clone(d.list)}
+	_, contradictions := c.requirements()
+	for _, fe := range contradictions {
+		tell(fe, before.told)
 	}
 }
 
@@ -77,8 +87,8 @@ func (c *AgentConfig) check() []*probes.FieldError {
 		}
 	}
 	cs.adopt("require", c.Require.Validate())
-	cs.require(c.Require)
-	cs.words("storageProfiles", c.StorageProfiles, StorageProfiles())
+	cs.require("require", c.Require)
+	cs.profiles(&c.Sections)
 	cs.mutes(c.Mute, rules)
 	cs.reasons(c, rules)
 	cs.remedies(c.Remedies)
@@ -174,13 +184,13 @@ func (cs *checks) reasons(c *AgentConfig, rules map[string]finding.Rule) {
 }
 
 // require adds to [probes.Require.Validate] what only shows between entries.
-func (cs *checks) require(r probes.Require) {
-	cs.unique("require.packages", len(r.Packages), func(i int) string { return r.Packages[i].Name })
-	cs.unique("require.units", len(r.Units), func(i int) string { return r.Units[i].Name })
-	cs.unique("require.modules", len(r.Modules), func(i int) string { return strings.ReplaceAll(r.Modules[i], "-", "_") })
-	cs.unique("require.files", len(r.Files), func(i int) string { return r.Files[i].Path })
-	cs.unique("require.oomScores", len(r.OOMScores), func(i int) string { return r.OOMScores[i].Unit })
-	cs.devices(r.Devices)
+func (cs *checks) require(at string, r probes.Require) {
+	cs.unique(at+".packages", len(r.Packages), func(i int) string { return r.Packages[i].Name })
+	cs.unique(at+".units", len(r.Units), func(i int) string { return r.Units[i].Name })
+	cs.unique(at+".modules", len(r.Modules), func(i int) string { return strings.ReplaceAll(r.Modules[i], "-", "_") })
+	cs.unique(at+".files", len(r.Files), func(i int) string { return r.Files[i].Path })
+	cs.unique(at+".oomScores", len(r.OOMScores), func(i int) string { return r.OOMScores[i].Unit })
+	cs.devices(at+".devices", r.Devices)
 }
 
 // unique objects to what is listed twice: the second entry says the same again,
@@ -197,10 +207,10 @@ func (cs *checks) unique(path string, n int, name func(int) string) {
 	}
 }
 
-func (cs *checks) devices(list []probes.RequiredDevice) {
+func (cs *checks) devices(path string, list []probes.RequiredDevice) {
 	byID, byMount := map[string]int{}, map[string]int{}
 	for i, v := range list {
-		at := fmt.Sprintf("require.devices[%d]", i)
+		at := fmt.Sprintf("%s[%d]", path, i)
 		if v.MinSize != nil && v.MinSize.Sign() <= 0 {
 			cs.bad(at+".minSize", "want more than 0, not %s", v.MinSize)
 		}
@@ -210,14 +220,14 @@ func (cs *checks) devices(list []probes.RequiredDevice) {
 		case !dup:
 			byID[v.ID] = i
 		case v.MountedAt != list[j].MountedAt && v.MountedAt != "" && list[j].MountedAt != "":
-			cs.bad(at+".mountedAt", "require.devices[%d] wants the same device at %s: a device is required at one place", j, list[j].MountedAt)
+			cs.bad(at+".mountedAt", "%s[%d] wants the same device at %s: a device is required at one place", path, j, list[j].MountedAt)
 			continue
 		default:
-			cs.bad(at, "%s is listed twice: it is require.devices[%d] too", v.ID, j)
+			cs.bad(at, "%s is listed twice: it is %s[%d] too", v.ID, path, j)
 			continue
 		}
 		if j, dup := byMount[v.MountedAt]; dup && v.MountedAt != "" {
-			cs.bad(at+".mountedAt", "require.devices[%d] wants another device at %s", j, v.MountedAt)
+			cs.bad(at+".mountedAt", "%s[%d] wants another device at %s", path, j, v.MountedAt)
 			continue
 		}
 		byMount[v.MountedAt] = i
