@@ -82,6 +82,8 @@ type Applier struct {
 	Log     *slog.Logger
 	// Permit is asked before each step; nil lets every step through.
 	Permit Permit
+	// Told hears what became of each step; nil for nobody.
+	Told func(Result)
 	// LockWait is how long to wait for the package manager's lock; 0 means 15
 	// minutes.
 	LockWait time.Duration
@@ -160,6 +162,9 @@ func (r *run) end(ctx context.Context, o Outcome, err error) error {
 }
 
 func (a *Applier) audit(ctx context.Context, res Result) {
+	if a.Told != nil {
+		a.Told(res)
+	}
 	message := fmt.Sprintf("%s: %s %s", res.Outcome, strings.Join(res.Actions, " and "), strings.Join(res.Subjects, ", "))
 	if res.Message != "" {
 		message += ": " + res.Message
@@ -232,6 +237,10 @@ func (r *run) do(ctx context.Context) error {
 		res := r.result()
 		if left := r.undo(context.WithoutCancel(ctx), res.Changes); len(left) > 0 {
 			err = fmt.Errorf("%w; not taken back: %s", err, strings.Join(left, "; "))
+		}
+		if errors.Is(err, context.Canceled) {
+			// The agent was told to end before anything ran: nothing has failed.
+			return r.end(ctx, Skipped, err)
 		}
 		return r.end(ctx, Failed, err)
 	case s.AfterReboot:

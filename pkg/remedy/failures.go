@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -46,7 +47,13 @@ type Failure struct {
 
 // String is one line for a person.
 func (f Failure) String() string {
-	return fmt.Sprintf("%s on %s at %s: %s", f.Step, f.Node, f.Time.UTC().Format(time.RFC3339), f.Message)
+	text := fmt.Sprintf("%s on %s at %s: %s", f.Step, f.Node, f.Time.UTC().Format(time.RFC3339), f.Message)
+	return strings.Map(func(r rune) rune { // it comes from other hosts and goes to a terminal
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 // Failures reads them. A count that can not be read is an error, never zero.
@@ -105,19 +112,20 @@ func (g *Gate) CountFailure(ctx context.Context, f Failure) error {
 	return nil
 }
 
-// Resume clears the failures of the fleet and returns what they were. It is for
-// a person: admission refuses it to the agents' own token.
-func Resume(ctx context.Context, api LeaseAPI) (Failures, error) {
-	var were Failures
-	err := changeFailures(ctx, api, func(all *Failures, unreadable error) (bool, error) {
+// Resume clears the failures of the fleet and returns what they were, and whether
+// there was anything to clear. It is for a person: admission refuses it to the
+// agents' own token.
+func Resume(ctx context.Context, api LeaseAPI) (were Failures, cleared bool, err error) {
+	err = changeFailures(ctx, api, func(all *Failures, unreadable error) (bool, error) {
 		were = *all
 		*all = Failures{}
-		return unreadable != nil || were.Count != 0 || len(were.Latest) > 0, nil
+		cleared = unreadable != nil || were.Count != 0 || len(were.Latest) > 0
+		return cleared, nil
 	})
 	if err != nil {
-		return Failures{}, fmt.Errorf("clearing the failure stop: %w", err)
+		return Failures{}, false, fmt.Errorf("clearing the failure stop: %w", err)
 	}
-	return were, nil
+	return were, cleared, nil
 }
 
 // changeFailures applies a change to the version that was read, again and again

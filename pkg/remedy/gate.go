@@ -118,28 +118,31 @@ func (g *Gate) Enter(ctx context.Context, slots int, d time.Duration) (*Pass, er
 	return nil, &busy
 }
 
-// Adopt takes over the slot that an earlier agent of this node held while it
-// worked, for work that takes no longer than d. Nil without an error says that
-// the slot is not ours any more.
-func (g *Gate) Adopt(ctx context.Context, slot string, d time.Duration) (*Pass, error) {
+// Adopt takes over a slot that an earlier agent of this node still holds, for as
+// long as that one asked for. Nil without an error says that there is none.
+func (g *Gate) Adopt(ctx context.Context, slots int) (*Pass, error) {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
 	defer cancel()
-	l, err := g.api.GetLease(ctx, Namespace, slot)
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("lease %s: %w", slot, err)
-	case l.Spec.HolderIdentity != g.node:
-		return nil, nil
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	p, _, err := g.take(ctx, l, d)
-	if err != nil {
-		return nil, fmt.Errorf("lease %s: %w", slot, err)
+	for i := range slots {
+		name := slotName(i)
+		l, err := g.api.GetLease(ctx, Namespace, name)
+		if apierrors.IsNotFound(err) || err == nil && l.Spec.HolderIdentity != g.node {
+			continue
+		}
+		var p *Pass
+		if err == nil {
+			p, _, err = g.take(ctx, l, time.Duration(l.Spec.LeaseDurationSeconds)*time.Second)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lease %s: %w", name, err)
+		}
+		if p != nil {
+			return p, nil
+		}
 	}
-	return p, nil
+	return nil, nil
 }
 
 // try takes the slot if it may be taken, and names the holder if not.

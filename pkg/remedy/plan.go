@@ -623,7 +623,7 @@ func (p *planner) gate(s *Step) {
 // one that waits for a reboot from being staged twice.
 func (p *planner) coolDown(s *Step) {
 	for _, r := range slices.Backward(p.Facts.Past) {
-		if r.Step != s.ID || r.Digest != s.Digest() {
+		if r.Step != s.ID || r.Digest != s.Digest() || r.Outcome == Skipped {
 			continue
 		}
 		until := r.Ended.Add(p.Remedies.Cooldown.D())

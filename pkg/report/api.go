@@ -147,10 +147,23 @@ type Node struct {
 		UID             types.UID         `json:"uid"`
 		ResourceVersion string            `json:"resourceVersion"`
 		Labels          map[string]string `json:"labels"`
+		Annotations     NodeAnnotations   `json:"annotations"`
 	} `json:"metadata"`
+	Spec struct {
+		// Unschedulable: somebody has cordoned it.
+		Unschedulable bool `json:"unschedulable"`
+	} `json:"spec"`
 	Status struct {
 		Conditions []NodeCondition `json:"conditions"`
 	} `json:"status"`
+}
+
+// NodeAnnotations are those of a Node that are read; all of them together can be
+// many kilobytes.
+type NodeAnnotations struct {
+	// Rebooting is kured's, with the time at which it began; it is there while
+	// kured drains and reboots the node (kured's flag --annotate-nodes).
+	Rebooting string `json:"weave.works/kured-reboot-in-progress"`
 }
 
 // NodeCondition is a Node condition on the wire.

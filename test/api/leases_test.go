@@ -131,7 +131,7 @@ func TestLeases(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.Abandon()
-		if p, err = remedy.NewGate(n2, "n2", log).Adopt(ctx, p.Slot(), time.Minute); err != nil || p == nil {
+		if p, err = remedy.NewGate(n2, "n2", log).Adopt(ctx, 1); err != nil || p == nil {
 			t.Fatalf("a restarted agent does not find its slot: %v", err)
 		}
 		if err := p.Release(ctx); err != nil {
@@ -213,10 +213,10 @@ func TestLeases(t *testing.T) {
 		if f, err := g1.Failures(ctx); err != nil || f.Count != 2 {
 			t.Errorf("%+v, %v", f, err)
 		}
-		if _, err := remedy.Resume(ctx, n1); !denied(err) {
+		if _, _, err := remedy.Resume(ctx, n1); !denied(err) {
 			t.Errorf("an agent clears the failures: %v", err)
 		}
-		if were, err := remedy.Resume(ctx, admin); err != nil || were.Count != 2 {
+		if were, _, err := remedy.Resume(ctx, admin); err != nil || were.Count != 2 {
 			t.Errorf("%+v, %v", were, err)
 		}
 		if f, err := g1.Failures(ctx); err != nil || f.Count != 0 {

@@ -85,7 +85,7 @@ var arrows = map[string][]string{
 	"pkg/config":        {"pkg/finding", "pkg/probes"},
 	"pkg/engine":        {"pkg/config", "pkg/finding", "pkg/host", "pkg/probes"},
 	"pkg/report":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes"},
-	"pkg/remedy":        {"pkg/config", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
+	"pkg/remedy":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
 	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/remedy", "pkg/report"},
 }
 
