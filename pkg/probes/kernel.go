@@ -395,6 +395,15 @@ func (c *kernelPass) moduleIndex(ctx context.Context) (moduleIndex, error) {
 	index := moduleIndex{release: c.os.Kernel, dir: dir, wanted: c.Require.Modules}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		// A kernel for one machine, with all it needs built in, comes without
+		// lists and so can not be asked; one that has loaded modules had them.
+		loaded, err := c.Host.ReadFileMax(ctx, "/proc/modules", 4<<20)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return index, err
+		}
+		if len(bytes.TrimSpace(loaded)) == 0 {
+			return index, fmt.Errorf("no module is loaded and %s is not there, so what is built in can not be told", dir)
+		}
 		index.missing = true
 		return index, nil
 	case err != nil:
@@ -599,10 +608,10 @@ func parseSysctl(data []byte) []sysctlSetting {
 		}
 		key, value, set := strings.Cut(text, "=")
 		key, dash := strings.CutPrefix(strings.TrimSpace(key), "-")
-		if !set && !dash || key == "" {
+		if key = strings.TrimPrefix(key, "/"); !set && !dash || key == "" {
 			continue
 		}
-		all = append(all, sysctlSetting{key: sysctlPath(strings.TrimPrefix(key, "/")), value: plainSysctl(value), set: set})
+		all = append(all, sysctlSetting{key: sysctlPath(key), value: plainSysctl(value), set: set})
 	}
 	return all
 }

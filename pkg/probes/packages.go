@@ -329,7 +329,7 @@ func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evide
 			state = "only half installed"
 		}
 		f.Message = fmt.Sprintf("%s is required and %s: %s", what, state, consequence)
-		f.Remedy = &finding.Remedy{Action: "install-package", Subject: n.packages[0]}
+		f.Remedy = &finding.Remedy{Action: finding.InstallPackage, Subject: n.packages[0]}
 	}
 	return f
 }
@@ -489,6 +489,10 @@ func dpkgBroken(db dpkgDatabase) finding.Finding {
 	}
 	if len(db.updates) > 0 || half {
 		f.Severity = finding.Critical
+	}
+	if !reinstall {
+		// What must be reinstalled survives 'dpkg --configure -a'.
+		f.Remedy = &finding.Remedy{Action: finding.ConfigureDpkg, Subject: "dpkg"}
 	}
 	what := db.describeUnfinished()
 	switch {
