@@ -171,6 +171,10 @@ func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *confi
 	if err := a.Resume(ctx); err != nil {
 		return exitError{exitFinding, err}
 	}
+	// What an agent did that was killed before it could look.
+	if _, err := a.Confirm(ctx, engine.Once(ctx, view, cfg)); err != nil {
+		return exitError{exitFinding, err}
+	}
 	plan, facts, err := makePlan(ctx, view, cfg)
 	if err != nil {
 		return err
