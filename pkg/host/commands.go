@@ -80,3 +80,7 @@ func JournalTail(unit string, since time.Time, lines int) []Command {
 func MultipathTest() Command {
 	return Command{argv: []string{"/usr/sbin/multipath", "-t"}, timeout: 20 * time.Second}
 }
+
+// Env returns a copy of what the command finds in its environment besides PATH,
+// HOME and LC_ALL.
+func (c Command) Env() []string { return slices.Clone(c.env) }

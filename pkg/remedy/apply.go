@@ -563,7 +563,7 @@ func (s *Step) Simulate(ctx context.Context, view host.View) error {
 	if len(s.requests) == 0 || s.manager == "" {
 		return nil
 	}
-	cmd, err := host.DryRun(s.manager.simulateArgv(s.requests), append(baseEnv(), s.manager.env()...))
+	cmd, err := host.DryRun(s.manager.simulateArgv(s.requests), append(baseEnv(), s.manager.simulateEnv()...))
 	if err != nil {
 		return err
 	}
@@ -576,10 +576,10 @@ func (s *Step) Simulate(ctx context.Context, view host.View) error {
 	// --assumeno ends with 1 after it has shown all of it.
 	declined := out.Code == 1 && slices.Contains(cmd.Argv(), "--assumeno") && perr == nil
 	if out.Code != 0 && !declined {
-		return &CommandError{What: cmd.String(), Code: out.Code, Output: lines}
+		return &CommandError{Argv: cmd.Argv(), Code: out.Code, Output: lines}
 	}
 	if perr != nil {
-		return &CommandError{What: cmd.String(), Code: out.Code, Output: lines, Why: perr}
+		return &CommandError{Argv: cmd.Argv(), Code: out.Code, Output: lines, Why: perr}
 	}
 	s.Transaction = &t
 	s.Simulation = "would install " + orNothing(t.Install)
@@ -607,21 +607,26 @@ func (r *run) simulate(ctx context.Context) error {
 
 // CommandError is a command that failed, with its own last words.
 type CommandError struct {
-	What   string
+	Argv   []string
 	Code   int
 	Output []string
 	Why    error
 }
 
 func (e *CommandError) Error() string {
-	text := fmt.Sprintf("%s: exit %d", e.What, e.Code)
-	if e.Why != nil {
-		text = fmt.Sprintf("%s: %v", e.What, e.Why)
+	text := "it"
+	if len(e.Argv) > 0 {
+		text = path.Base(e.Argv[0])
 	}
 	if words := lastWords(e.Output); words != "" {
-		text += ": " + words
+		text += " says: " + words
+	} else {
+		text += " failed without a word"
 	}
-	return text
+	if e.Why != nil {
+		return fmt.Sprintf("%s (%v)", text, e.Why)
+	}
+	return fmt.Sprintf("%s (exit %d)", text, e.Code)
 }
 
 // lastWords picks the lines that say what is wrong, or else the last ones.
@@ -702,6 +707,8 @@ func (r *run) command(ctx context.Context, name string, c Command, following boo
 		if err := r.Changer.CollectJob(ctx, name); err != nil {
 			r.Log.Warn("a job that has ended could not be collected", "job", name, "err", err)
 		}
+		// Kept also when all seems well: the next check may say otherwise.
+		r.result().Output = output
 		if j.Result == "success" && j.Code == 0 {
 			return nil
 		}
@@ -714,7 +721,6 @@ func (r *run) command(ctx context.Context, name string, c Command, following boo
 			}
 			continue
 		}
-		r.result().Output = output
 		why := error(nil)
 		switch j.Result {
 		case "timeout":
@@ -726,7 +732,7 @@ func (r *run) command(ctx context.Context, name string, c Command, following boo
 		case "gone":
 			why = errors.New("systemd lost sight of it: the host was restarted, or somebody removed the unit")
 		}
-		return &CommandError{What: strings.Join(c.Argv, " "), Code: j.Code, Output: output, Why: why}
+		return &CommandError{Argv: c.Argv, Code: j.Code, Output: output, Why: why}
 	}
 }
 
@@ -818,7 +824,7 @@ func (a *Applier) settle(ctx context.Context, records []Record, j host.JobState,
 			}
 		} else {
 			res.Outcome, res.Output = Failed, output
-			res.Message = (&CommandError{What: strings.Join(j.Argv, " "), Code: j.Code, Output: output}).Error()
+			res.Message = (&CommandError{Argv: j.Argv, Code: j.Code, Output: output}).Error()
 		}
 		a.audit(ctx, *res)
 		st := &store{Changer: a.Changer, record: rec}

@@ -145,9 +145,9 @@ func (m Manager) installArgv(names []string) []string {
 func (m Manager) simulateArgv(names []string) []string {
 	switch m {
 	case Apt:
-		// Without the caches apt would write a new one on the host.
+		// Else apt would write a new cache and a log on the host.
 		argv := []string{m.program(), "install", "--simulate", "--no-install-recommends", "--no-upgrade",
-			"-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "Debug::NoLocking=true", "--"}
+			"-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "Dir::Log::Planner=", "-o", "Debug::NoLocking=true", "--"}
 		return append(argv, names...)
 	case Zypper, Transactional:
 		argv := []string{Zypper.program(), "--non-interactive", "--xmlout", "install", "--dry-run", "--no-recommends", "--no-force-resolution", "--"}
@@ -155,6 +155,14 @@ func (m Manager) simulateArgv(names []string) []string {
 	}
 	argv := m.installArgv(names)
 	return append([]string{argv[0], argv[1], "--assumeno"}, slices.DeleteFunc(slices.Clone(argv[2:]), func(a string) bool { return a == "--assumeyes" })...)
+}
+
+// simulateEnv keeps the dry run from leaving a log behind.
+func (m Manager) simulateEnv() []string {
+	if m == Zypper || m == Transactional {
+		return append(m.env(), "ZYPP_LOGFILE=/dev/null")
+	}
+	return m.env()
 }
 
 // refreshArgv reads the repositories' lists anew; only apt does not by itself.

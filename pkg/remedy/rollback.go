@@ -30,13 +30,14 @@ func (a *Applier) Rollback(ctx context.Context, all bool) (undone, stays []strin
 		for i := range slices.Backward(st.record.Results) {
 			r := &run{Applier: a, store: st, index: i}
 			res := r.result()
-			if len(res.Changes) == 0 {
-				continue
+			was := slices.Clone(res.Changes)
+			if !slices.ContainsFunc(was, func(c Change) bool { return !c.Undone }) {
+				continue // nothing was changed, or it was taken back when it failed
 			}
 			did = true
 			stays = append(stays, r.undo(ctx, res.Changes)...)
-			for _, c := range res.Changes {
-				if c.Undone && c.What != "directory" {
+			for i, c := range res.Changes {
+				if c.Undone && !was[i].Undone && c.What != "directory" {
 					undone = append(undone, c.undoneText())
 				}
 			}
