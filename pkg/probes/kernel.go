@@ -140,8 +140,8 @@ func (c *kernelPass) modules(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	index := moduleIndex{}
-	indexed := false
+	var index moduleIndex
+	var indexed, unknown bool
 	seen := map[string]bool{}
 	for _, name := range c.Require.Modules {
 		key := moduleKey(name)
@@ -162,15 +162,13 @@ func (c *kernelPass) modules(ctx context.Context) error {
 			}
 		} else {
 			if !indexed {
-				if index, err = c.moduleIndex(ctx); err != nil {
-					return errors.Join(append(errs, fmt.Errorf("modules of kernel %s: %w", c.os.Kernel, err))...)
-				}
 				indexed = true
+				if index, err = c.moduleIndex(ctx); err != nil {
+					unknown = true
+					errs = append(errs, fmt.Errorf("modules of kernel %s: %w", c.os.Kernel, err))
+				}
 			}
-			if index.kinds[key] == moduleBuiltIn {
-				continue
-			}
-			if !c.judgeAbsent(name, index) {
+			if unknown || index.kinds[key] == moduleBuiltIn || !c.judgeAbsent(name, index) {
 				continue
 			}
 			loadable = true
