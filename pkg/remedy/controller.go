@@ -78,6 +78,8 @@ const (
 	// blockedAgain is how long to wait before looking again at what is not told
 	// by a wake-up: the time of day, the count of failures.
 	blockedAgain = 30 * time.Second
+	// leaveLimit is how long giving the slot back may hold up the agent's end.
+	leaveLimit = 5 * time.Second
 	// The wait for a slot grows: thousands of nodes may be waiting.
 	firstBusy, longestBusy = 10 * time.Second, 2 * time.Minute
 )
@@ -194,12 +196,19 @@ func (c *Controller) leave(ctx context.Context) {
 	if c.pass == nil {
 		return
 	}
-	if ctx.Err() != nil && !c.appliedAt.IsZero() {
-		c.pass.Abandon()
-	} else if err := c.pass.Release(context.WithoutCancel(ctx)); err != nil {
+	defer func() { c.pass = nil }()
+	if ctx.Err() != nil {
+		if !c.appliedAt.IsZero() {
+			c.pass.Abandon()
+			return
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), leaveLimit)
+		defer cancel()
+	}
+	if err := c.pass.Release(ctx); err != nil {
 		c.Log.Warn("remedies: the slot was not given back", "error", err)
 	}
-	c.pass = nil
 }
 
 // turn does what there is to do now, and returns when to look again if nothing
@@ -247,6 +256,12 @@ func (c *Controller) turn(ctx context.Context) time.Duration {
 	if enforce && !c.appliedAt.IsZero() {
 		if wait := c.confirm(ctx, s); wait > 0 {
 			return wait
+		}
+	}
+	if enforce {
+		if err := c.countFailures(ctx); err != nil {
+			c.wait(err.Error())
+			return blockedAgain
 		}
 	}
 	c.plan(ctx, s, enforce)
@@ -301,13 +316,15 @@ func (c *Controller) prepare(ctx context.Context, s *engine.Snapshot) (wait time
 	if c.resumed {
 		return 0, true
 	}
-	pass, err := c.Gate.Adopt(ctx, s.Config.Remedies.MaxConcurrentNodes)
-	if err != nil {
-		// What runs must be followed all the same; the slot is ours until it
-		// expires, and is found again later.
-		c.Log.Warn("remedies: whether this node holds a slot is not known", "error", err)
+	if c.pass == nil {
+		pass, err := c.Gate.Adopt(ctx, s.Config.Remedies.MaxConcurrentNodes)
+		if err != nil {
+			// What runs must be followed all the same; the slot is ours until it
+			// expires, and is found again later.
+			c.Log.Warn("remedies: whether this node holds a slot is not known", "error", err)
+		}
+		c.pass = pass
 	}
-	c.pass = pass
 	// Until it is known that nothing runs the slot is not given back.
 	c.appliedAt = time.Now()
 	if err := c.worker.Resume(ctx); err != nil {
@@ -416,6 +433,9 @@ func (c *Controller) plan(ctx context.Context, s *engine.Snapshot, enforce bool)
 		logged += id + " " + st.Refused + "\n"
 		if st.Refused == "" && !c.last.known[id] {
 			c.count(st.Actions, Planned, 1)
+			for _, o := range []Outcome{Confirmed, Failed, RolledBack} {
+				c.count(st.Actions, string(o), 0) // so that the first one is an increase
+			}
 		}
 		known[id] = known[id] || st.Refused == "" || c.last.known[id]
 	}
@@ -581,23 +601,30 @@ func nodeObstacle(n *report.Node, requireReady bool) string {
 	return ""
 }
 
-// stopped counts what has failed here into the fleet's failures, and says why
-// the whole fleet stops; "" when it does not.
-func (c *Controller) stopped(ctx context.Context, r config.Remedies) string {
+// countFailures adds what has failed here to the fleet's failures. Nothing else is
+// begun before they are counted.
+func (c *Controller) countFailures(ctx context.Context) error {
 	for {
 		c.mu.Lock()
 		if len(c.uncounted) == 0 {
 			c.mu.Unlock()
-			break
+			return nil
 		}
 		f := c.uncounted[0]
 		c.mu.Unlock()
 		if err := c.Gate.CountFailure(ctx, f); err != nil {
-			return err.Error()
+			return err
 		}
 		c.mu.Lock()
 		c.uncounted = c.uncounted[1:]
 		c.mu.Unlock()
+	}
+}
+
+// stopped says why the whole fleet stops; "" when it does not.
+func (c *Controller) stopped(ctx context.Context, r config.Remedies) string {
+	if err := c.countFailures(ctx); err != nil {
+		return err.Error()
 	}
 	f, err := c.Gate.Failures(ctx)
 	if err != nil {

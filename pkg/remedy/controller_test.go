@@ -426,6 +426,26 @@ func TestControllerUseless(t *testing.T) {
 	})
 }
 
+// A failure is told to the fleet at once, not when this node has more to do.
+func TestControllerCountsItsOnlyFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newFleetHost(t, newLeases())
+		h.missing, h.broken = []string{"nosuch"}, map[string]bool{"nosuch": true}
+		h.start("n1", true)
+		time.Sleep(90 * time.Second)
+		h.api.setFail(errors.New("connection refused"))
+		time.Sleep(10 * time.Minute)
+		h.api.setFail(nil)
+		h.look()
+		time.Sleep(time.Minute)
+		f, err := gateOf(h.api, "n2").Failures(t.Context())
+		if err != nil || f.Count != 1 || f.Latest[0].Node != "n1" || f.Latest[0].Step != "package-nosuch" {
+			t.Errorf("%+v, %v", f, err)
+		}
+		h.stop()
+	})
+}
+
 // At the budget every node stops, in the middle of a plan too, until a person
 // clears it.
 func TestControllerFailureBudget(t *testing.T) {

@@ -157,6 +157,9 @@ func changeFailures(ctx context.Context, api LeaseAPI, change func(all *Failures
 		}
 		l.Metadata.Annotations[AnnotationFailures] = strconv.Itoa(all.Count)
 		l.Metadata.Annotations[AnnotationFailed] = string(list)
+		if len(all.Latest) == 0 {
+			delete(l.Metadata.Annotations, AnnotationFailed)
+		}
 		if exists {
 			_, err = api.UpdateLease(ctx, l)
 		} else {

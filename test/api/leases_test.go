@@ -336,3 +336,30 @@ func TestLeaseRBAC(t *testing.T) {
 		}
 	}
 }
+
+// What the agent is told of its own Node is what keeps remedies off it.
+func TestNodeFacts(t *testing.T) {
+	c := start(t)
+	p, _, _ := c.publisher(nil)
+	eventually := func(what string, want func(*report.Node) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+			if want(p.Node()) {
+				return
+			}
+		}
+		t.Errorf("%s: %+v", what, p.Node())
+	}
+	eventually("fit", func(n *report.Node) bool {
+		return n != nil && !n.Spec.Unschedulable && n.Metadata.Annotations.Rebooting == ""
+	})
+	c.kubectl("cordon", node)
+	eventually("cordoned", func(n *report.Node) bool { return n != nil && n.Spec.Unschedulable })
+	c.kubectl("uncordon", node)
+	c.kubectl("annotate", "node", node, "weave.works/kured-reboot-in-progress=2026-11-21T02:00:00Z", "example.com/other=x")
+	eventually("rebooting", func(n *report.Node) bool {
+		return n != nil && !n.Spec.Unschedulable && n.Metadata.Annotations.Rebooting == "2026-11-21T02:00:00Z"
+	})
+	c.kubectl("delete", "node", node)
+	eventually("deleted", func(n *report.Node) bool { return n == nil })
+}
