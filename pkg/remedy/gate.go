@@ -323,26 +323,29 @@ func (p *Pass) keep(ctx context.Context) {
 // errLost wraps why a slot is not ours any more.
 var errLost = errors.New("the slot is another's now")
 
-// renew writes the Lease anew. When somebody else has written it meanwhile it
-// is read again: a slot that was taken from us is lost, anything else is kept.
+// renew writes the Lease anew. When somebody else has written it meanwhile it is
+// read again: one that another node has taken is lost; one that was freed or
+// deleted is taken back, for the work that it stands for goes on.
 func (p *Pass) renew(ctx context.Context) error {
 	err := p.write(ctx)
 	for range 3 {
-		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) && !apierrors.IsAlreadyExists(err) {
 			return err
 		}
 		name := p.lease.Metadata.Name
 		l, getErr := p.gate.api.GetLease(ctx, Namespace, name)
-		switch {
-		case apierrors.IsNotFound(getErr):
-			p.lost = fmt.Errorf("%w: lease %s was deleted", errLost, name)
-			return p.lost
-		case getErr != nil:
+		if apierrors.IsNotFound(getErr) {
+			l, getErr = newLease(name), nil
+			l.Spec.AcquireTime = p.lease.Spec.AcquireTime
+		}
+		if getErr != nil {
 			return getErr
-		case l.Spec.HolderIdentity != p.gate.node:
-			p.lost = fmt.Errorf("%w: lease %s is held by %q", errLost, name, l.Spec.HolderIdentity)
+		}
+		if h := l.Spec.HolderIdentity; h != "" && h != p.gate.node {
+			p.lost = fmt.Errorf("%w: lease %s is held by %q", errLost, name, h)
 			return p.lost
 		}
+		l.Spec.HolderIdentity = p.gate.node
 		p.lease = *l
 		err = p.write(ctx)
 	}

@@ -301,6 +301,24 @@ func TestGateCover(t *testing.T) {
 		if err := p.Cover(t.Context(), time.Minute); err != nil {
 			t.Error(err)
 		}
+		// Nor does somebody who frees or deletes it: the work goes on.
+		l = api.get(p.Slot())
+		l.Spec.HolderIdentity = ""
+		if _, err := api.UpdateLease(t.Context(), &l); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(renewEvery)
+		synctest.Wait()
+		mustBeBusy(t, n2)
+		api.mu.Lock()
+		delete(api.leases, Namespace+"/host-hygiene-slot-0")
+		api.mu.Unlock()
+		time.Sleep(renewEvery)
+		synctest.Wait()
+		mustBeBusy(t, n2)
+		if err := p.Cover(t.Context(), time.Minute); err != nil {
+			t.Error(err)
+		}
 		// A person gave it away.
 		l = api.get(p.Slot())
 		l.Spec.HolderIdentity = "n3"
