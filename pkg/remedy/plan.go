@@ -44,6 +44,8 @@ type Plan struct {
 	ID    string    `json:"id"`
 	Made  time.Time `json:"time"`
 	Steps []Step    `json:"steps"`
+	// Without are the findings that count and that no step is for.
+	Without []Why `json:"withoutRemedy,omitempty"`
 	// Left is what earlier plans have left on this host.
 	Left []Left `json:"left,omitempty"`
 	// Unseen is what could not be looked at; steps that need it are refused.
@@ -155,15 +157,20 @@ type Input struct {
 // no rule knows how to repair.
 func New(in Input) Plan {
 	p := planner{Input: in, steps: map[string]*Step{}}
+	var without []Why
 	for _, r := range in.Reports {
 		for _, f := range r.Findings {
-			if f.Remedy != nil && f.Muted == nil {
+			switch {
+			case f.Muted != nil:
+			case f.Remedy != nil:
 				p.add(r.Probe, f)
+			case f.Counts():
+				without = append(without, Why{r.Probe, f.Reason, f.Subject, f.Message})
 			}
 		}
 	}
 	p.persist()
-	plan := Plan{APIVersion: config.APIVersion, Kind: "RemedyPlan", Made: in.Now.UTC().Truncate(time.Second), Left: in.Facts.Left, Unseen: in.Facts.Unseen}
+	plan := Plan{APIVersion: config.APIVersion, Kind: "RemedyPlan", Made: in.Now.UTC().Truncate(time.Second), Without: without, Left: in.Facts.Left, Unseen: in.Facts.Unseen}
 	for _, s := range p.ordered() {
 		plan.Steps = append(plan.Steps, *s)
 	}

@@ -51,6 +51,13 @@ func (p Plan) WriteText(w io.Writer, colour bool) error {
 		}
 		t.step(s)
 	}
+	if len(p.Without) > 0 {
+		t.line("", "")
+		t.line(bold, "Found, and nothing the agent could do about it")
+		for _, w := range p.Without {
+			t.line("", fmt.Sprintf("   %s: %s", w.Reason, w.Message))
+		}
+	}
 	if len(p.Left) > 0 {
 		t.line("", "")
 		t.line(bold, "Left on this host by earlier repairs (agent rollback takes it back)")
