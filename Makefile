@@ -49,7 +49,7 @@ image: setup ## the container image as an archive in dist/
 	hack/build-image.sh dist/image.tar
 
 generate: ## manifests, documents and schema, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes -run 'Test(Rendered|Manifest|Schema|Reasons)' -update
+	go test ./manifests ./pkg/config ./pkg/probes -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

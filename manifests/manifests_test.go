@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -87,6 +88,8 @@ type installation struct {
 	roles        []rbacv1.Role
 	bindings     []rbacv1.RoleBinding
 	clusterBinds []rbacv1.ClusterRoleBinding
+	policies     []admissionv1.ValidatingAdmissionPolicy
+	policyBinds  []admissionv1.ValidatingAdmissionPolicyBinding
 }
 
 func load(t *testing.T, text []byte) installation {
@@ -120,6 +123,10 @@ func load(t *testing.T, text []byte) installation {
 			in.roles = append(in.roles, decode[rbacv1.Role](t, doc))
 		case "RoleBinding":
 			in.bindings = append(in.bindings, decode[rbacv1.RoleBinding](t, doc))
+		case "ValidatingAdmissionPolicy":
+			in.policies = append(in.policies, decode[admissionv1.ValidatingAdmissionPolicy](t, doc))
+		case "ValidatingAdmissionPolicyBinding":
+			in.policyBinds = append(in.policyBinds, decode[admissionv1.ValidatingAdmissionPolicyBinding](t, doc))
 		default:
 			t.Errorf("unexpected kind %q", meta.Kind)
 		}
@@ -199,6 +206,25 @@ func grants(scope string, rules []rbacv1.PolicyRule) []string {
 		}
 	}
 	return out
+}
+
+// What the policy's expressions do is proved on a real API server in test/api;
+// here, that it is in force and fails closed.
+func TestLeasePolicyIsInForce(t *testing.T) {
+	in := loadRendered(t)
+	if len(in.policies) != 1 || len(in.policyBinds) != 1 {
+		t.Fatalf("%d policies and %d bindings, want one of each", len(in.policies), len(in.policyBinds))
+	}
+	p, b := in.policies[0], in.policyBinds[0]
+	if *p.Spec.FailurePolicy != admissionv1.Fail {
+		t.Errorf("failure policy %s", *p.Spec.FailurePolicy)
+	}
+	if b.Spec.PolicyName != p.Name || !slices.Equal(b.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny}) {
+		t.Errorf("the binding of %s: %+v", p.Name, b.Spec)
+	}
+	if want := "request.userInfo.username == 'system:serviceaccount:" + in.account.Namespace + ":" + in.account.Name + "'"; p.Spec.MatchConditions[0].Expression != want {
+		t.Errorf("it is about %s", p.Spec.MatchConditions[0].Expression)
+	}
 }
 
 func TestDaemonSet(t *testing.T) {

@@ -88,7 +88,7 @@ at the host it is run on, with no cluster at all.`,
 	}
 	root.PersistentFlags().StringVar(&c.config, "config", "", "AgentConfig `file`; defaults without it")
 	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")
-	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newValidate(), newCleanup(), newVersion())
+	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newPlan(&c), newApply(&c), newRollback(&c), newValidate(), newCleanup(), newResume(), newVersion())
 	return root
 }
 

@@ -85,7 +85,7 @@ func TestCheckFormats(t *testing.T) {
 	if err := dec.Decode(&r); err != nil {
 		t.Fatal(err)
 	}
-	if r.APIVersion != "hosthygiene.io/v1alpha1" || r.Kind != "HostReport" || r.Node != "n1" || r.Host.OSClass != "mutable" || len(r.Probes) != 7 {
+	if r.APIVersion != "hosthygiene.io/v1alpha1" || r.Kind != "HostReport" || r.Node != "n1" || r.Host.OSClass != "mutable" || len(r.Probes) != len(probeNames()) {
 		t.Errorf("%+v", r)
 	}
 	if r.Time.IsZero() || r.Time.Location() != time.UTC {
@@ -93,7 +93,7 @@ func TestCheckFormats(t *testing.T) {
 	}
 	out, _ = agent(t, "check", "--root", dir, "-o", "yaml")
 	var y report.HostReport
-	if err := yaml.UnmarshalStrict([]byte(out), &y); err != nil || len(y.Probes) != 7 {
+	if err := yaml.UnmarshalStrict([]byte(out), &y); err != nil || len(y.Probes) != len(probeNames()) {
 		t.Errorf("%v: %+v", err, y)
 	}
 	out, _ = agent(t, "check", "--root", dir, "-o", "junit")
@@ -104,7 +104,7 @@ func TestCheckFormats(t *testing.T) {
 			Name string `xml:"name,attr"`
 		} `xml:"testcase"`
 	}
-	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != 7 || len(suite.Cases) != 7 || suite.Errors == 0 {
+	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != len(probeNames()) || len(suite.Cases) != len(probeNames()) || suite.Errors == 0 {
 		t.Errorf("%v: %+v", err, suite)
 	}
 }
@@ -124,7 +124,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"check", "--root", "/no/such/dir"}, "--root: open /no/such/dir: no such file or directory"},
 		{[]string{"check", "--config", bad}, bad + ":6: probes.time.maxOfset: there is no such key: did you mean maxOffset?"},
 		{[]string{"check", "--config", "/no/such/file"}, "no such file"},
-		{[]string{"explain", "weather"}, `no probe "weather": want one of time, disks, multipath, iscsi, pids, oom, packages`},
+		{[]string{"explain", "weather"}, `no probe "weather": want one of ` + strings.Join(probeNames(), ", ")},
 		{[]string{"explain"}, "accepts 1 arg(s), received 0"},
 		{[]string{"validate", bad}, bad + `:5: probes.time.maxOffset: want a duration with a unit, such as 50ms, 10s or 5m, not`},
 		{[]string{"run", "--node-name", ""}, "no node name: set NODE_NAME or give --node-name"},

@@ -38,6 +38,7 @@ type daemon struct {
 	logFormat     string
 	logLevel      slog.Level
 	livenessLimit time.Duration
+	allowRemedies bool
 }
 
 func newRun(c *common) *cobra.Command {
@@ -60,6 +61,7 @@ func newRun(c *common) *cobra.Command {
 	f.StringVar(&d.healthAddr, "health-address", "127.0.0.1:20267", "`address` of /healthz and /readyz")
 	f.StringVar(&d.socket, "socket", agentSocket, "unix socket for agent explain; empty for none")
 	f.StringVar(&d.logFormat, "log-format", "text", "text or json")
+	f.BoolVar(&d.allowRemedies, "allow-remedies", false, "let remedies.mode enforce change this host")
 	f.TextVar(&d.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	return cmd
 }
@@ -96,7 +98,10 @@ func (d *daemon) run(ctx context.Context) error {
 	publisher := report.NewPublisher(api, d.nodeName, o.BootTime, log, settings.setLabels)
 	metrics := report.NewMetrics(version, api.Writes)
 	var latest latestSnapshot
-	eng := engine.New(view, log, publisher.Prior, publisher, metrics, &latest)
+	var eng *engine.Engine
+	remedies := d.remedies(view, api, publisher, log, func(ctx context.Context, probe string) { eng.Wake(ctx, probe) })
+	metrics.Remedies = remedies.Counts
+	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies)
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup
@@ -143,6 +148,7 @@ func (d *daemon) run(ctx context.Context) error {
 	giveUp()
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
+	running.Go(func() { remedies.Run(ctx) })
 	select {
 	case <-ctx.Done():
 		log.Info("stopping")

@@ -46,8 +46,13 @@ type Sections struct {
 	Probes probes.Settings `json:"probes"`
 	// Require is what this host must have.
 	Require probes.Require `json:"require,omitzero"`
-	// StorageProfiles names the storage systems this node serves.
+	// StorageProfiles names the storage systems this node serves: what they need
+	// of it is required beside what require says. They come with the agent
+	// (docs/profiles.md) or stand under profiles.
 	StorageProfiles []string `json:"storageProfiles,omitempty"`
+	// Profiles are further storage profiles, by the name storageProfiles has for
+	// them, each of the form of require.
+	Profiles map[string]Profile `json:"profiles,omitempty"`
 	// Mute silences findings: they are still shown, marked muted, and do not
 	// count.
 	Mute []Mute `json:"mute,omitempty"`
@@ -228,8 +233,12 @@ type Remedies struct {
 	MaxConcurrentNodes int `json:"maxConcurrentNodes"`
 	// FailureBudget is after how many failures the whole fleet stops.
 	FailureBudget int `json:"failureBudget"`
-	// Cooldown is how long a node waits between two repairs.
+	// Cooldown is how long a step that failed is not tried again on that node.
 	Cooldown probes.Duration `json:"cooldown"`
+	// RequireNodeReady leaves a node alone that is NotReady; without it remedies
+	// may be what makes it Ready. Nodes that are cordoned or being rebooted are
+	// always left alone.
+	RequireNodeReady bool `json:"requireNodeReady"`
 }
 
 // Mode is how far remedies go.
@@ -258,9 +267,7 @@ func (m *Mode) UnmarshalJSON(data []byte) error {
 }
 
 // RemedyKinds are the words remedies.allow takes.
-func RemedyKinds() []string {
-	return []string{"packages", "units", "modules", "sysctls", "files", "oomScores"}
-}
+func RemedyKinds() []string { return finding.Kinds() }
 
 // MaintenanceWindow is when remedies may act.
 type MaintenanceWindow struct {
@@ -277,11 +284,6 @@ type MaintenanceWindow struct {
 // Weekdays are the words a maintenance window takes.
 func Weekdays() []string { return []string{"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"} }
 
-// StorageProfiles are the names storageProfiles takes.
-func StorageProfiles() []string {
-	return []string{"longhorn", "gluster-block", "trident-iscsi", "democratic-csi", "generic-iscsi-multipath", "nfs"}
-}
-
 // Default is the config of an agent that was given none.
 func Default() *AgentConfig {
 	return &AgentConfig{APIVersion: APIVersion, Kind: Kind, Sections: Sections{
@@ -293,6 +295,7 @@ func Default() *AgentConfig {
 			MaxConcurrentNodes: 1,
 			FailureBudget:      3,
 			Cooldown:           probes.Duration(30 * time.Minute),
+			RequireNodeReady:   true,
 		},
 	}}
 }

@@ -101,6 +101,8 @@ var requiredKeys = map[reflect.Type][]string{
 	reflect.TypeFor[probes.RequiredUnit]():     {"name"},
 	reflect.TypeFor[probes.RequiredFile]():     {"path", "content"},
 	reflect.TypeFor[probes.RequiredOOMScore](): {"unit", "score"},
+
+	reflect.TypeFor[probes.RequiredMultipathDevice](): {"vendor", "product", "settings"},
 }
 
 func (d *decoder) dictionary(n *node, v reflect.Value) {

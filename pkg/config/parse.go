@@ -169,7 +169,8 @@ func (c *Config) with(overrides ...selected) (*AgentConfig, *node) {
 
 // ForNode returns what is in force on a node with these labels: the file's own
 // settings, then each override whose nodeSelector the labels satisfy, later ones
-// winning key by key; lists are replaced whole. Without labels no override
+// winning key by key; lists are replaced whole. Require is then joined by what
+// the storage profiles require. Without labels no override
 // applies. The error is [Problems]: overrides that are each good may contradict
 // one another.
 func (c *Config) ForNode(labels map[string]string) (AgentConfig, error) {
@@ -187,6 +188,7 @@ func (c *Config) ForNode(labels map[string]string) (AgentConfig, error) {
 			return *effective, err
 		}
 	}
+	effective.Require, _ = effective.requirements()
 	return *effective, nil
 }
 

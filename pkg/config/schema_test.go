@@ -84,7 +84,13 @@ func generateSchema(t *testing.T) []byte {
 		}
 		property(t, top, "severity").AdditionalProperties = enum([]string{"info", "warning", "critical"})
 		profiles := property(t, top, "storageProfiles")
-		profiles.Items, profiles.UniqueItems = enum(StorageProfiles()), true
+		// No enum: profiles of the user's own have names of their own.
+		names := &jsonschema.Schema{Type: "string", Pattern: profileName.String()}
+		for _, name := range StorageProfiles() {
+			names.Examples = append(names.Examples, name)
+		}
+		profiles.Items, profiles.UniqueItems = names, true
+		property(t, top, "profiles").PropertyNames = &jsonschema.Schema{Pattern: profileName.String()}
 	}
 	allow := property(t, s.Definitions["Remedies"], "allow")
 	allow.Items, allow.UniqueItems = enum(RemedyKinds()), true
@@ -278,7 +284,7 @@ func against(root, s map[string]any, v any, path string) (problems []string) {
 	known, _ := s["properties"].(map[string]any)
 	for keyword, arg := range s {
 		switch keyword {
-		case "$schema", "$defs", "title", "description", "default", "format":
+		case "$schema", "$defs", "title", "description", "default", "format", "examples":
 		case "$ref":
 			name := strings.TrimPrefix(arg.(string), "#/$defs/")
 			def, ok := root["$defs"].(map[string]any)[name]

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,16 +19,26 @@ import (
 // the line of the value in tree that it is about. Under an override, an
 // objection to a line outside of it names the override too.
 func (d *decoder) validate(c *AgentConfig, tree *node, under string) {
-	for _, fe := range c.check() {
+	tell := func(fe *probes.FieldError, told func(path string) bool) {
 		line, path := tree.find(fe.Field)
-		if d.told(path) {
-			continue
+		if told(path) {
+			return
 		}
 		text := fe.Problem
 		if under != "" && !within(path, under) {
 			text += " (with " + under + ")"
 		}
 		d.bad(line, path, "%s", text)
+	}
+	for _, fe := range c.check() {
+		tell(fe, d.told)
+	}
+	// One profile may contradict others in several keys: each is told, unless
+	// something else is wrong with it.
+	before := problems{list: slices.Clone(d.list)}
+	_, contradictions := c.requirements()
+	for _, fe := range contradictions {
+		tell(fe, before.told)
 	}
 }
 
@@ -78,8 +87,8 @@ func (c *AgentConfig) check() []*probes.FieldError {
 		}
 	}
 	cs.adopt("require", c.Require.Validate())
-	cs.require(c.Require)
-	cs.words("storageProfiles", c.StorageProfiles, StorageProfiles())
+	cs.require("require", c.Require)
+	cs.profiles(&c.Sections)
 	cs.mutes(c.Mute, rules)
 	cs.reasons(c, rules)
 	cs.remedies(c.Remedies)
@@ -174,51 +183,14 @@ func (cs *checks) reasons(c *AgentConfig, rules map[string]finding.Rule) {
 	}
 }
 
-var (
-	moduleName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([./][A-Za-z0-9_:@*-]+)+$`)
-	bound      = regexp.MustCompile(`^(>=|<=|>|<)\s*(.*)$`)
-	fileMode   = regexp.MustCompile(`^0[0-7]{3}$`)
-	fileOwner  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$`)
-)
-
-// require adds to [probes.Require.Validate] what only shows between entries,
-// and the sections no probe reads yet.
-func (cs *checks) require(r probes.Require) {
-	cs.unique("require.packages", len(r.Packages), func(i int) string { return r.Packages[i].Name })
-	cs.unique("require.units", len(r.Units), func(i int) string { return r.Units[i].Name })
-	cs.unique("require.modules", len(r.Modules), func(i int) string { return strings.ReplaceAll(r.Modules[i], "-", "_") })
-	cs.unique("require.files", len(r.Files), func(i int) string { return r.Files[i].Path })
-	cs.unique("require.oomScores", len(r.OOMScores), func(i int) string { return r.OOMScores[i].Unit })
-	cs.devices(r.Devices)
-	for i, m := range r.Modules {
-		if !moduleName.MatchString(m) {
-			cs.bad(fmt.Sprintf("require.modules[%d]", i), "%q is no module name: want one as in lsmod, such as iscsi_tcp", m)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(r.Sysctls)) {
-		at, value := "require.sysctls."+name, strings.TrimSpace(r.Sysctls[name])
-		if !sysctlName.MatchString(name) {
-			cs.bad(at, "is no sysctl: want a name such as kernel.pid_max")
-		}
-		m := bound.FindStringSubmatch(value)
-		if value == "" {
-			cs.bad(at, `want a value, or a bound such as ">=131072"`)
-		} else if m != nil {
-			if _, err := strconv.ParseInt(m[2], 10, 64); err != nil {
-				cs.bad(at, "want a whole number after %s, not %q", m[1], m[2])
-			}
-		}
-	}
-	for i, f := range r.Files {
-		at := fmt.Sprintf("require.files[%d]", i)
-		if f.Mode != "" && !fileMode.MatchString(f.Mode) {
-			cs.bad(at+".mode", "want four octal digits, such as \"0644\", not %q", f.Mode)
-		}
-		if f.Owner != "" && !fileOwner.MatchString(f.Owner) {
-			cs.bad(at+".owner", "want a user or user:group, such as root:root, not %q", f.Owner)
-		}
-	}
+// require adds to [probes.Require.Validate] what only shows between entries.
+func (cs *checks) require(at string, r probes.Require) {
+	cs.unique(at+".packages", len(r.Packages), func(i int) string { return r.Packages[i].Name })
+	cs.unique(at+".units", len(r.Units), func(i int) string { return r.Units[i].Name })
+	cs.unique(at+".modules", len(r.Modules), func(i int) string { return strings.ReplaceAll(r.Modules[i], "-", "_") })
+	cs.unique(at+".files", len(r.Files), func(i int) string { return r.Files[i].Path })
+	cs.unique(at+".oomScores", len(r.OOMScores), func(i int) string { return r.OOMScores[i].Unit })
+	cs.devices(at+".devices", r.Devices)
 }
 
 // unique objects to what is listed twice: the second entry says the same again,
@@ -235,10 +207,10 @@ func (cs *checks) unique(path string, n int, name func(int) string) {
 	}
 }
 
-func (cs *checks) devices(list []probes.RequiredDevice) {
+func (cs *checks) devices(path string, list []probes.RequiredDevice) {
 	byID, byMount := map[string]int{}, map[string]int{}
 	for i, v := range list {
-		at := fmt.Sprintf("require.devices[%d]", i)
+		at := fmt.Sprintf("%s[%d]", path, i)
 		if v.MinSize != nil && v.MinSize.Sign() <= 0 {
 			cs.bad(at+".minSize", "want more than 0, not %s", v.MinSize)
 		}
@@ -248,14 +220,14 @@ func (cs *checks) devices(list []probes.RequiredDevice) {
 		case !dup:
 			byID[v.ID] = i
 		case v.MountedAt != list[j].MountedAt && v.MountedAt != "" && list[j].MountedAt != "":
-			cs.bad(at+".mountedAt", "require.devices[%d] wants the same device at %s: a device is required at one place", j, list[j].MountedAt)
+			cs.bad(at+".mountedAt", "%s[%d] wants the same device at %s: a device is required at one place", path, j, list[j].MountedAt)
 			continue
 		default:
-			cs.bad(at, "%s is listed twice: it is require.devices[%d] too", v.ID, j)
+			cs.bad(at, "%s is listed twice: it is %s[%d] too", v.ID, path, j)
 			continue
 		}
 		if j, dup := byMount[v.MountedAt]; dup && v.MountedAt != "" {
-			cs.bad(at+".mountedAt", "require.devices[%d] wants another device at %s", j, v.MountedAt)
+			cs.bad(at+".mountedAt", "%s[%d] wants another device at %s", path, j, v.MountedAt)
 			continue
 		}
 		byMount[v.MountedAt] = i

@@ -58,7 +58,7 @@ type filePool struct {
 	closed bool
 }
 
-// maxIdle is enough for the seven probes that run at a time.
+// maxIdle is enough for the probes that run at a time.
 const maxIdle = 8
 
 type fileWorker struct {

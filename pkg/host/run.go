@@ -46,7 +46,7 @@ func (h *Host) run(ctx context.Context, c Command) (Output, error) {
 	defer cg.close()
 	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root"}
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root"}, c.env...)
 	stdout, stderr := &capped{limit: maxStdout}, &capped{limit: maxStderr}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// No Pdeathsig: it fires when the thread that started the child ends, and

@@ -10,6 +10,8 @@ type Settings struct {
 	PIDs      PIDs      `json:"pids"`
 	OOM       OOM       `json:"oom"`
 	Packages  Packages  `json:"packages"`
+	Units     Units     `json:"units"`
+	Kernel    Kernel    `json:"kernel"`
 }
 
 // Defaults returns the settings of a config that says nothing.
@@ -22,10 +24,12 @@ func Defaults() Settings {
 		PIDs:      DefaultPIDs(),
 		OOM:       DefaultOOM(),
 		Packages:  DefaultPackages(),
+		Units:     DefaultUnits(),
+		Kernel:    DefaultKernel(),
 	}
 }
 
 // List returns every probe, switched on or not, in the order tables show them.
 func (s Settings) List() []Probe {
-	return []Probe{s.Time, s.Disks, s.Multipath, s.ISCSI, s.PIDs, s.OOM, s.Packages}
+	return []Probe{s.Time, s.Disks, s.Multipath, s.ISCSI, s.PIDs, s.OOM, s.Packages, s.Units, s.Kernel}
 }

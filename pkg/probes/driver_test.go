@@ -106,6 +106,8 @@ func checkRules(t *testing.T, p Probe, r finding.Result) {
 			t.Errorf("%s: no message or no evidence", f.Reason)
 		case strings.HasSuffix(f.Message, "."):
 			t.Errorf("%s: a message is joined with others, so it ends without a full stop: %q", f.Reason, f.Message)
+		case f.Remedy != nil && (finding.Kind(f.Remedy.Action) == "" || f.Remedy.Subject == ""):
+			t.Errorf("%s: %+v is no remedy a config could allow", f.Reason, *f.Remedy)
 		case seen[f.Key()]:
 			t.Errorf("%s about %q is told twice", f.Reason, f.Subject)
 		}

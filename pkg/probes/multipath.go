@@ -144,7 +144,8 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 	found, kernelErr := multipathMaps(ctx, in.Host, disks)
 	required := in.Require.HasPackage("multipath") || in.Require.HasModule("dm_multipath") || in.Require.HasUnit("multipathd.service")
 
-	daemon, daemonErr := p.daemon(ctx, in, len(found) > 0, required)
+	wanted := p.wantedSettings(in.Require)
+	daemon, daemonErr := p.daemon(ctx, in, len(found) > 0, required, wanted)
 	said := make(map[string]*multipathdMap, len(daemon.maps))
 	for i := range daemon.maps {
 		said[daemon.maps[i].WWID] = &daemon.maps[i]
@@ -193,9 +194,7 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 	}
 
 	judgeDaemon(in, &r, daemon, len(found))
-	for _, key := range slices.Sorted(maps.Keys(p.Settings)) {
-		judgeMultipathSetting(&r, daemon, key, p.Settings[key])
-	}
+	judgeMultipathSettings(&r, daemon, wanted)
 
 	says := "multipathd is not running"
 	switch {
@@ -913,7 +912,9 @@ type multipathDaemon struct {
 	// state is its own word: "idle", "running", "configure", ...
 	state string
 	maps  []multipathdMap
-	conf  multipathConfig
+	// conf is what confFrom was answered with.
+	conf     multipathConfig
+	confFrom string
 	// silent is why it does not answer.
 	silent error
 	// address is what was dialled.
@@ -924,7 +925,7 @@ type multipathDaemon struct {
 	seen bool
 }
 
-func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required bool) (multipathDaemon, error) {
+func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required bool, wanted RequiredMultipath) (multipathDaemon, error) {
 	var d multipathDaemon
 	procs, err := in.Host.Processes(ctx)
 	if err != nil {
@@ -960,7 +961,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 	if d.queued || !d.running {
 		return d, unitErr
 	}
-	if err := d.ask(ctx, in.Host, mapsExist, len(p.Settings) > 0); err != nil {
+	if err := d.ask(ctx, in.Host, mapsExist, wanted); err != nil {
 		return d, errors.Join(unitErr, fmt.Errorf("asking multipathd: %w", err))
 	}
 	return d, unitErr
@@ -968,7 +969,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 
 // ask talks to the daemon once. A daemon that does not serve is no error but a
 // finding; the error is an answer that was not understood.
-func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps, wantConf bool) error {
+func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps bool, wanted RequiredMultipath) error {
 	ctx, cancel := context.WithTimeout(parent, multipathdPatience)
 	defer cancel()
 	d.address = multipathdAbstract
@@ -976,7 +977,7 @@ func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps, wan
 	if err == nil {
 		defer conn.Close()
 		d.address = conn.address
-		err = d.converse(conn, wantMaps, wantConf)
+		err = d.converse(conn, wantMaps, wanted)
 	}
 	switch {
 	case parent.Err() != nil:
@@ -993,7 +994,7 @@ func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps, wan
 	return err
 }
 
-func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps, wantConf bool) error {
+func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps bool, wanted RequiredMultipath) error {
 	// show daemon takes no lock, so that it is answered while maps are busy.
 	text, err := conn.text("show daemon")
 	if err != nil {
@@ -1009,13 +1010,18 @@ func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps, wantConf bool
 			return err
 		}
 	}
-	if wantConf {
-		text, err := conn.text("show config local")
+	if len(wanted.Defaults)+len(wanted.Devices) > 0 {
+		d.confFrom = "show config local"
+		if len(wanted.Devices) > 0 {
+			// The local one leaves out devices that are not attached now.
+			d.confFrom = "show config"
+		}
+		text, err := conn.text(d.confFrom)
 		if err != nil {
 			return err
 		}
 		if d.conf, err = parseMultipathConfig([]byte(text)); err != nil {
-			return fmt.Errorf("\"show config local\": %w", err)
+			return fmt.Errorf("%q: %w", d.confFrom, err)
 		}
 	}
 	return nil
@@ -1065,27 +1071,66 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 	}
 }
 
-func judgeMultipathSetting(r *finding.Result, d multipathDaemon, key, want string) {
-	if d.conf == nil {
-		return
+// wantedSettings are those of the probe's own settings and of require.multipath.
+func (p Multipath) wantedSettings(require Require) RequiredMultipath {
+	w := require.Multipath
+	if len(p.Settings) > 0 {
+		w.Defaults = maps.Clone(p.Settings)
+		maps.Copy(w.Defaults, require.Multipath.Defaults)
 	}
-	got, ok := d.conf.setting(key)
-	if ok && sameMultipathValue(got, want) {
-		return
-	}
-	if !ok {
-		got = "not set"
-	}
-	r.Add(finding.Finding{
-		Reason: "MultipathSettingMismatch", Severity: finding.Warning, Subject: key,
-		Message:  fmt.Sprintf("multipathd runs with %s %q, and this host's storage needs %q", key, got, want),
-		Evidence: []finding.Evidence{{Source: "multipathd, show config local", Observed: key + " " + got, Expected: key + " " + want}},
-	})
+	return w
 }
 
-// sameMultipathValue knows the spellings multipathd takes for one another: it
-// prints find_multipaths "no" as "off".
-func sameMultipathValue(a, b string) bool {
+func judgeMultipathSettings(r *finding.Result, d multipathDaemon, wanted RequiredMultipath) {
+	if d.conf.sections == nil {
+		return
+	}
+	for _, key := range slices.Sorted(maps.Keys(wanted.Defaults)) {
+		want := wanted.Defaults[key]
+		got, ok := d.conf.setting(key)
+		if ok && SameMultipathValue(got, want) {
+			continue
+		}
+		if !ok {
+			got = "not set"
+		}
+		r.Add(finding.Finding{
+			Reason: "MultipathSettingMismatch", Severity: finding.Warning, Subject: key,
+			Message:  fmt.Sprintf("multipathd runs with %s %q, and this host's storage needs %q", key, got, want),
+			Evidence: []finding.Evidence{{Source: "multipathd, " + d.confFrom, Observed: key + " " + got, Expected: key + " " + want}},
+		})
+	}
+	// One finding a device: what is not as it must be has one cause, the file
+	// that should say it.
+	for _, device := range wanted.Devices {
+		var keys []string
+		var e []finding.Evidence
+		for _, key := range slices.Sorted(maps.Keys(device.Settings)) {
+			want := device.Settings[key]
+			got, ok := d.conf.deviceSetting(device.Vendor, device.Product, key)
+			if ok && SameMultipathValue(got, want) {
+				continue
+			}
+			if !ok {
+				got = "not set"
+			}
+			keys = append(keys, key)
+			e = append(e, finding.Evidence{Source: "multipathd, " + d.confFrom, Observed: key + " " + got, Expected: key + " " + want})
+		}
+		if len(keys) > 0 {
+			name := device.Vendor + " " + device.Product
+			r.Add(finding.Finding{
+				Reason: "MultipathSettingMismatch", Severity: finding.Warning, Subject: name,
+				Message:  fmt.Sprintf("multipathd does not handle %s as this host's storage needs it (%s)", name, shortList(keys, 4)),
+				Evidence: e,
+			})
+		}
+	}
+}
+
+// SameMultipathValue compares two values of multipath.conf and knows the
+// spellings multipathd takes for one another: it prints find_multipaths "no" as "off".
+func SameMultipathValue(a, b string) bool {
 	plain := func(s string) string {
 		switch s = strings.ToLower(strings.TrimSpace(s)); s {
 		case "off":

@@ -178,13 +178,16 @@ func TestParseMultipathConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := multipathConfig{
+	want := map[string]map[string]string{
 		"defaults":  {"verbosity": "2", "prio_args": "", "find_multipaths": "off"},
 		"blacklist": {},
 		"overrides": {"no_path_retry": "queue"},
 	}
-	if d := cmp.Diff(want, conf); d != "" {
+	if d := cmp.Diff(want, conf.sections); d != "" {
 		t.Error(d)
+	}
+	if len(conf.devices) > 0 {
+		t.Errorf("a blacklisted device is taken for a device section: %v", conf.devices)
 	}
 	if v, ok := conf.setting("no_path_retry"); v != "queue" || !ok {
 		t.Errorf("no_path_retry %q, %t", v, ok)
@@ -192,6 +195,32 @@ func TestParseMultipathConfig(t *testing.T) {
 	for _, bad := range []string{"defaults {", "}", "verbosity 2", "defaults {\n}\n}\n"} {
 		if _, err := parseMultipathConfig([]byte(bad)); err == nil {
 			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+// What is in force for a device: the last section that matches and has the key,
+// below overrides and above defaults.
+func TestMultipathDeviceSetting(t *testing.T) {
+	conf, err := parseMultipathConfig([]byte("defaults {\n\tno_path_retry \"fail\"\n\tprio \"const\"\n}\ndevices {\n" +
+		"\tdevice {\n\t\tvendor \"(LIO-ORG|SUSE)\"\n\t\tproduct \"RBD\"\n\t\tprio \"rbd\"\n\t}\n" +
+		"\tdevice {\n\t\tvendor \"(LIO-ORG|SUSE)\"\n\t\tproduct \".*\"\n\t\tno_path_retry 12\n\t\tprio \"alua\"\n\t}\n" +
+		"\tdevice {\n\t\tvendor \"LIO-ORG\"\n\t\tproduct \"*\"\n\t\tno_path_retry 120\n\t}\n" +
+		"\tdevice {\n\t\tvendor \"(\"\n\t\tproduct \".*\"\n\t\tno_path_retry 1\n\t}\n}\n" +
+		"overrides {\n\tfailback \"manual\"\n}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ vendor, product, key, want string }{
+		{"LIO-ORG", "TCMU device", "no_path_retry", "120"},
+		{"LIO-ORG", "TCMU device", "prio", "alua"},
+		{"SUSE", "RBD", "no_path_retry", "12"},
+		{"NETAPP", "LUN C-Mode", "no_path_retry", "fail"},
+		{"NETAPP", "LUN C-Mode", "failback", "manual"},
+		{"NETAPP", "LUN C-Mode", "rr_weight", ""},
+	} {
+		if got, ok := conf.deviceSetting(c.vendor, c.product, c.key); got != c.want || ok != (c.want != "") {
+			t.Errorf("%s of %s %s: %q, want %q", c.key, c.vendor, c.product, got, c.want)
 		}
 	}
 }
@@ -311,7 +340,7 @@ func FuzzMultipathConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		conf, err := parseMultipathConfig(data)
-		if err != nil && conf != nil {
+		if err != nil && (conf.sections != nil || conf.devices != nil) {
 			t.Errorf("%q: an error and a configuration", data)
 		}
 	})

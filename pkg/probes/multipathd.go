@@ -13,6 +13,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -252,25 +254,57 @@ func multipathdSilent(err error) bool {
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// multipathConfig is a configuration in the brace format of multipath.conf(5):
-// the settings directly in each top-level section, unquoted.
-type multipathConfig map[string]map[string]string
+// multipathConfig is a configuration in the brace format of multipath.conf(5),
+// unquoted.
+type multipathConfig struct {
+	// sections holds the settings directly in each top-level section; nil for a
+	// configuration that was not read.
+	sections map[string]map[string]string
+	// devices are the device sections, the built-in ones first.
+	devices []map[string]string
+}
 
 // setting is the value that is in force for devices without one of their own:
 // `overrides` goes before `defaults`.
 func (c multipathConfig) setting(key string) (string, bool) {
 	for _, section := range []string{"overrides", "defaults"} {
-		if v, ok := c[section][key]; ok {
+		if v, ok := c.sections[section][key]; ok {
 			return v, true
 		}
 	}
 	return "", false
 }
 
-// parseMultipathConfig parses `show config local`. Settings inside subsections
-// (device, protocol, multipath) hold for some devices only and are left out.
+// deviceSetting is the value that is in force for a device: between `overrides`
+// and `defaults` stands the last device section whose patterns match it and
+// that has the key (libmultipath/config.c, find_hwe).
+func (c multipathConfig) deviceSetting(vendor, product, key string) (string, bool) {
+	if v, ok := c.sections["overrides"][key]; ok {
+		return v, true
+	}
+	for _, d := range slices.Backward(c.devices) {
+		if v, ok := d[key]; ok && multipathPattern(d["vendor"], vendor) && multipathPattern(d["product"], product) {
+			return v, true
+		}
+	}
+	return c.setting(key)
+}
+
+// multipathPattern matches as multipathd does: an extended regular expression
+// that may match a part; "*" alone, which is none, is written for everything.
+func multipathPattern(pattern, text string) bool {
+	if pattern == "" || pattern == "*" {
+		return pattern == "*"
+	}
+	re, err := regexp.CompilePOSIX(pattern)
+	return err == nil && re.MatchString(text)
+}
+
+// parseMultipathConfig parses `show config` and `show config local`. Of
+// subsections only devices' are kept; those that hold for one protocol or one
+// map are left out.
 func parseMultipathConfig(data []byte) (multipathConfig, error) {
-	conf := multipathConfig{}
+	conf := multipathConfig{sections: map[string]map[string]string{}}
 	var section string
 	depth := 0
 	number := 0
@@ -281,25 +315,33 @@ func parseMultipathConfig(data []byte) (multipathConfig, error) {
 		case text == "" || text[0] == '#' || text[0] == '!':
 		case text == "}":
 			if depth--; depth < 0 {
-				return nil, fmt.Errorf("line %d closes a section that was never opened", number)
+				return multipathConfig{}, fmt.Errorf("line %d closes a section that was never opened", number)
 			}
 		case strings.HasSuffix(text, "{"):
-			if depth == 0 {
-				section = strings.TrimSpace(strings.TrimSuffix(text, "{"))
-				if conf[section] == nil {
-					conf[section] = map[string]string{}
+			name := strings.TrimSpace(strings.TrimSuffix(text, "{"))
+			switch {
+			case depth == 0:
+				section = name
+				if conf.sections[section] == nil {
+					conf.sections[section] = map[string]string{}
 				}
+			case depth == 1 && section == "devices" && name == "device":
+				conf.devices = append(conf.devices, map[string]string{})
 			}
 			depth++
 		case depth == 0:
-			return nil, fmt.Errorf("line %d: a setting outside any section", number)
-		case depth == 1:
+			return multipathConfig{}, fmt.Errorf("line %d: a setting outside any section", number)
+		case depth == 1 || depth == 2 && section == "devices" && len(conf.devices) > 0:
+			into := conf.sections[section]
+			if depth == 2 {
+				into = conf.devices[len(conf.devices)-1]
+			}
 			key, value, _ := strings.Cut(text, " ")
-			conf[section][key] = strings.Trim(strings.TrimSpace(value), `"`)
+			into[key] = strings.Trim(strings.TrimSpace(value), `"`)
 		}
 	}
 	if depth != 0 {
-		return nil, fmt.Errorf("section %q is not closed", section)
+		return multipathConfig{}, fmt.Errorf("section %q is not closed", section)
 	}
 	return conf, nil
 }

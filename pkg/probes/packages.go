@@ -305,6 +305,8 @@ func notInstalled(name string) string { return name + " is not installed" }
 
 func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evidence []finding.Evidence) finding.Finding {
 	f := finding.Finding{Reason: packageMissing, Severity: finding.Critical, Subject: n.name, Evidence: evidence}
+	// Also where nothing is installed: the plan then says what to do instead.
+	f.Remedy = &finding.Remedy{Action: finding.InstallPackage, Subject: n.packages[0]}
 	consequence := "what needs it does not work on this node"
 	if n.capability.name != "" {
 		consequence = n.capability.without
@@ -329,7 +331,6 @@ func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evide
 			state = "only half installed"
 		}
 		f.Message = fmt.Sprintf("%s is required and %s: %s", what, state, consequence)
-		f.Remedy = &finding.Remedy{Action: "install-package", Subject: n.packages[0]}
 	}
 	return f
 }
@@ -489,6 +490,10 @@ func dpkgBroken(db dpkgDatabase) finding.Finding {
 	}
 	if len(db.updates) > 0 || half {
 		f.Severity = finding.Critical
+	}
+	if !reinstall {
+		// What must be reinstalled survives 'dpkg --configure -a'.
+		f.Remedy = &finding.Remedy{Action: finding.ConfigureDpkg, Subject: "dpkg"}
 	}
 	what := db.describeUnfinished()
 	switch {

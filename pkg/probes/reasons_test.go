@@ -73,6 +73,8 @@ func TestRules(t *testing.T) {
 		"pids":      "PIDsNearLimit wc, NoPIDReservation w, PIDReservationTooSmall w, PIDLimitStale w, PodPIDsUnlimited i, ForkFailures w",
 		"oom":       "OOMScoreDrift w, ProtectedProcessFirst c, SystemOOMKill w, ContainerOOMKills i",
 		"packages":  "PackageMissing c, PackageManagerBroken c, PackageLockHeld w",
+		"units":     "RequiredUnitMissing c, RequiredUnitNotActive c, RequiredUnitMasked cw, RequiredUnitNotEnabled w, UnwantedUnitActive w, UnwantedUnitEnabled w, UnitFailed w, UnitRestarting w, FileMissing w, FileDiffers w, FileModeWrong w, FileNotRegular w",
+		"kernel":    "ModuleNotLoaded c, ModuleUnavailable c, ModuleBlacklisted cw, ModuleNotPersisted w, SysctlDiffers w, SysctlUnavailable w, SysctlNotPersisted w",
 	}
 	letters := map[finding.Severity]byte{finding.Info: 'i', finding.Warning: 'w', finding.Critical: 'c'}
 	seen := map[string]bool{}

@@ -121,6 +121,16 @@ func (a *API) do(ctx context.Context, timeout time.Duration, attempt func(ctx co
 	return err
 }
 
+// answer makes one request. DoRaw would do, but for its errors: it keeps the
+// server's own words, such as who forbids what, to itself.
+func answer(ctx context.Context, r *rest.Request) ([]byte, error) {
+	result := r.MaxRetries(0).Do(ctx)
+	if err := result.Error(); err != nil {
+		return nil, err
+	}
+	return result.Raw()
+}
+
 // unreachable: no HTTP answer at all.
 func unreachable(err error) bool {
 	if err == nil {
@@ -138,10 +148,23 @@ type Node struct {
 		UID             types.UID         `json:"uid"`
 		ResourceVersion string            `json:"resourceVersion"`
 		Labels          map[string]string `json:"labels"`
+		Annotations     NodeAnnotations   `json:"annotations"`
 	} `json:"metadata"`
+	Spec struct {
+		// Unschedulable: somebody has cordoned it.
+		Unschedulable bool `json:"unschedulable"`
+	} `json:"spec"`
 	Status struct {
 		Conditions []NodeCondition `json:"conditions"`
 	} `json:"status"`
+}
+
+// NodeAnnotations are those of a Node that are read; all of them together can be
+// many kilobytes.
+type NodeAnnotations struct {
+	// Rebooting is kured's, with the time at which it began; it is there while
+	// kured drains and reboots the node (kured's flag --annotate-nodes).
+	Rebooting string `json:"weave.works/kured-reboot-in-progress"`
 }
 
 // NodeCondition is a Node condition on the wire.
@@ -162,8 +185,7 @@ const requestTimeout = 15 * time.Second
 func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
 	var node Node
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").
-			MaxRetries(0).Body(patch).DoRaw(ctx)
+		raw, err := answer(ctx, c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").Body(patch))
 		if err != nil {
 			return err
 		}
@@ -180,7 +202,7 @@ func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) 
 // posted before a crash and counts as done.
 func (a *API) CreateEvent(ctx context.Context, namespace string, event []byte) error {
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		_, err := c.Post().Namespace(namespace).Resource("events").MaxRetries(0).Body(event).DoRaw(ctx)
+		_, err := answer(ctx, c.Post().Namespace(namespace).Resource("events").Body(event))
 		if apierrors.IsAlreadyExists(err) {
 			return nil
 		}
@@ -207,8 +229,7 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 		Items    []Node          `json:"items"`
 	}
 	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
-			MaxRetries(0).DoRaw(ctx)
+		raw, err := answer(ctx, c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node))
 		if err != nil {
 			return err
 		}

@@ -16,7 +16,10 @@ import (
 type Metrics struct {
 	version string
 	writes  func() map[[2]string]int
-	latest  atomic.Pointer[engine.Snapshot]
+	// Remedies counts remedies by action and result; nil for none. It is set
+	// before the first scrape.
+	Remedies func() map[[2]string]int
+	latest   atomic.Pointer[engine.Snapshot]
 }
 
 // NewMetrics returns the collector. writes counts API writes by resource and
@@ -42,6 +45,7 @@ var (
 	descRuns        = desc("hosthygiene_probe_runs_total", "Runs of the probe by how they ended: ok, error, timeout or panic.", "probe", "result")
 	descLastSuccess = desc("hosthygiene_probe_last_success_timestamp_seconds", "When the probe last ran without an error.", "probe")
 	descWrites      = desc("hosthygiene_api_writes_total", "Writes to the API server by resource and outcome.", "resource", "outcome")
+	descRemedies    = desc("hosthygiene_remedies_total", "Remedies by action and what became of them: planned, started, applied, staged, confirmed, failed, rolled-back or skipped.", "action", "result")
 	descReload      = desc("hosthygiene_config_last_reload_successful", "1 when the config on disk is the one in force.")
 	descBuild       = desc("hosthygiene_build_info", "A metric with value 1, labelled with the agent's version.", "version", "goversion")
 )
@@ -74,7 +78,7 @@ func sample(kind prometheus.ValueType, name, help string, labels ...string) (s s
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descProblem, descStatus, descDuration, descRuns, descLastSuccess, descWrites, descReload, descBuild} {
+	for _, d := range []*prometheus.Desc{descProblem, descStatus, descDuration, descRuns, descLastSuccess, descWrites, descRemedies, descReload, descBuild} {
 		ch <- d
 	}
 	for _, s := range sampled {
@@ -90,6 +94,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descBuild, 1, m.version, runtime.Version())
 	for k, n := range m.writes() {
 		ch <- prometheus.MustNewConstMetric(descWrites, prometheus.CounterValue, float64(n), k[0], k[1])
+	}
+	if m.Remedies != nil {
+		for k, n := range m.Remedies() {
+			ch <- prometheus.MustNewConstMetric(descRemedies, prometheus.CounterValue, float64(n), k[0], k[1])
+		}
 	}
 	s := m.latest.Load()
 	if s == nil {

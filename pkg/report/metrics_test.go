@@ -99,6 +99,7 @@ func TestPromtoolLikesTheMetrics(t *testing.T) {
 		t.Skip("promtool is not installed; make setup installs it")
 	}
 	m := NewMetrics("v1", nil)
+	m.Remedies = func() map[[2]string]int { return map[[2]string]int{{"install-package", "failed"}: 0} }
 	m.Report(metricsSnapshot())
 	cmd := exec.Command(promtool, "check", "metrics")
 	cmd.Stdin = strings.NewReader(exposition(t, m))
@@ -120,7 +121,9 @@ func TestPromtoolLikesTheAlerts(t *testing.T) {
 // Before the first pass there is little to tell, and that little is told.
 func TestMetricsBeforeTheFirstPass(t *testing.T) {
 	m := NewMetrics("v1", nil)
-	if text := exposition(t, m); !strings.Contains(text, `hosthygiene_build_info{`) || strings.Contains(text, "hosthygiene_problem") {
+	m.Remedies = func() map[[2]string]int { return map[[2]string]int{{"install-package", "failed"}: 2} }
+	if text := exposition(t, m); !strings.Contains(text, `hosthygiene_build_info{`) || strings.Contains(text, "hosthygiene_problem") ||
+		!strings.Contains(text, `hosthygiene_remedies_total{action="install-package",result="failed"} 2`) {
 		t.Errorf("%s", text)
 	}
 }

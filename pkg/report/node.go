@@ -50,6 +50,8 @@ type Publisher struct {
 	labels   func(map[string]string)
 	first    chan struct{} // closed when known
 	changed  chan struct{}
+	notices  []notice
+	remark   string
 
 	// What follows belongs to the goroutine of Run.
 	began     time.Time // of the first snapshot
@@ -104,6 +106,42 @@ func (p *Publisher) WaitKnown(ctx context.Context) {
 
 // Reported is closed when the first complete pass has reached the API server.
 func (p *Publisher) Reported() <-chan struct{} { return p.reported }
+
+// Node is the Node as it was last seen; nil when it has not been, or is gone. It
+// is shared and read-only.
+func (p *Publisher) Node() *Node {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.node
+}
+
+// notice is an Event that belongs to no condition.
+type notice struct {
+	kind, reason, subject, message string
+	at                             time.Time
+}
+
+// Tell posts an Event about the Node that belongs to no condition, such as what
+// a remedy does. kind is Normal or Warning.
+func (p *Publisher) Tell(kind, reason, subject, message string) {
+	p.mu.Lock()
+	p.notices = append(p.notices, notice{kind, reason, subject, message, time.Now()})
+	p.notices = p.notices[max(0, len(p.notices)-maxEvents):]
+	p.mu.Unlock()
+	p.poke()
+}
+
+// Remark adds a sentence to the message of the Ready condition, such as why
+// remedies that were asked for are not done; empty takes it back.
+func (p *Publisher) Remark(text string) {
+	p.mu.Lock()
+	changed := p.remark != text
+	p.remark = text
+	p.mu.Unlock()
+	if changed {
+		p.poke()
+	}
+}
 
 // Prior reports whether a condition of ours said Problem when this agent
 // started, and was written since the host booted.
@@ -174,7 +212,7 @@ const firstPassGrace = 3 * time.Second
 // if nothing happens before.
 func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	p.mu.Lock()
-	snap, node := p.snapshot, p.node
+	snap, node, remark := p.snapshot, p.node, p.remark
 	p.mu.Unlock()
 	now := time.Now()
 	if wait := p.holdUntil.Sub(now); wait > 0 {
@@ -194,7 +232,7 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 			early = 0
 		}
 	}
-	plan := p.plan(snap, node, now, early > 0)
+	plan := p.plan(snap, node, remark, now, early > 0)
 	if len(plan.patch) > 0 {
 		body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": plan.patch}})
 		if err != nil {
@@ -225,8 +263,9 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	}
 	if snap != nil && bool(snap.Config.Report.Events) {
 		p.events = append(p.events, plan.events...)
+		p.events = append(p.events, p.noticed(node)...)
 		// An outage must not grow memory: the newest are worth most.
-		p.events = p.events[max(0, len(p.events)-64):]
+		p.events = p.events[max(0, len(p.events)-maxEvents):]
 	}
 	p.postEvents(ctx)
 	if snap != nil && snap.Complete && snap.Quiet == "" {
@@ -256,7 +295,7 @@ type plan struct {
 	events  []event
 }
 
-func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time, early bool) plan {
+func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now time.Time, early bool) plan {
 	pl := plan{written: map[string]writtenCondition{}}
 	have := map[string]NodeCondition{}
 	for _, c := range node.Status.Conditions {
@@ -275,6 +314,10 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time, early
 		}
 	case bool(snap.Config.Report.Conditions):
 		want = Conditions(*snap)
+		if remark != "" { // Ready is the last of them
+			ready := &want[len(want)-1]
+			ready.Message = clip(ready.Message+"; "+oneLine(remark), maxMessage)
+		}
 		if !snap.Complete {
 			for _, pr := range snap.Probes {
 				keep[pr.Condition()] = true
@@ -299,6 +342,9 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, now time.Time, early
 		c, exists := have[w.Type]
 		last, wrote := p.written[w.Type]
 		set := w.Set()
+		if w.Type == ReadyType {
+			set += "\x00" + remark
+		}
 		delete(have, w.Type)
 		same := exists && c.Status == w.Status && c.Reason == w.Reason
 		switch {
@@ -458,6 +504,21 @@ func (p *Publisher) event(node *Node, condition, reason, subject, kind, message 
 		p.log.Error("encoding an event", "error", err)
 	}
 	return event{name, body}
+}
+
+// maxEvents are kept while the API server can not be reached.
+const maxEvents = 64
+
+func (p *Publisher) noticed(node *Node) []event {
+	p.mu.Lock()
+	notices := p.notices
+	p.notices = nil
+	p.mu.Unlock()
+	var evs []event
+	for _, n := range notices {
+		evs = append(evs, p.event(node, n.kind, n.reason, n.subject, n.kind, clip(oneLine(n.message), 1024), n.at))
+	}
+	return evs
 }
 
 func (p *Publisher) postEvents(ctx context.Context) {

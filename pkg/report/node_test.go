@@ -533,3 +533,57 @@ func (a *memoryAPI) writes() (n int) {
 	a.locked(func() { n = a.patches })
 	return n
 }
+
+// What belongs to no condition is told as an Event of its own, once, as data.
+func TestPublisherTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.Tell("Warning", "RemedyFailed", "packages", "told before the first pass, 100% \x1b[31mred")
+		synctest.Wait()
+		p.report(good())
+		p.Tell("Normal", "RemedyStarted", "packages", "install-package: lsscsi")
+		synctest.Wait()
+		if !slices.Equal(p.order, []string{"Warning/RemedyFailed", "Normal/RemedyStarted"}) {
+			t.Errorf("events: %v", p.order)
+		}
+		for _, body := range p.posted {
+			if strings.Contains(body, "\x1b") {
+				t.Errorf("a terminal would obey it: %s", body)
+			}
+		}
+		quiet := good()
+		quiet.Config.Report.Events = config.Off
+		p.report(quiet)
+		p.Tell("Normal", "RemedyStarted", "packages", "again")
+		synctest.Wait()
+		if len(p.order) != 2 {
+			t.Errorf("events are off: %v", p.order)
+		}
+	})
+}
+
+// A remark stands in Ready's message and moves no transition time.
+func TestPublisherRemarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		before, _ := p.condition(ReadyType)
+		time.Sleep(time.Minute)
+		for range 3 {
+			p.Remark("remedies have stopped")
+			synctest.Wait()
+		}
+		c, _ := p.condition(ReadyType)
+		if !strings.HasSuffix(c.Message, "; remedies have stopped") || c.Status != "True" || c.LastTransitionTime != before.LastTransitionTime || p.writes() != 2 {
+			t.Errorf("%+v after %d patches", c, p.writes())
+		}
+		p.Remark("")
+		synctest.Wait()
+		if c, _ := p.condition(ReadyType); c.Message != before.Message || p.writes() != 3 {
+			t.Errorf("%+v after %d patches", c, p.writes())
+		}
+		if len(p.order) != 0 {
+			t.Errorf("events: %v", p.order)
+		}
+	})
+}

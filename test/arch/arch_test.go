@@ -5,8 +5,12 @@ package arch
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,13 +21,14 @@ const module = "github.com/hosthygiene/agent/"
 type pkg struct {
 	ImportPath string
 	Doc        string
+	Dir        string
 	Imports    []string
 	GoFiles    []string
 }
 
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,GoFiles", module+"cmd/...", module+"pkg/...").Output()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports,GoFiles", module+"cmd/...", module+"pkg/...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +85,8 @@ var arrows = map[string][]string{
 	"pkg/config":        {"pkg/finding", "pkg/probes"},
 	"pkg/engine":        {"pkg/config", "pkg/finding", "pkg/host", "pkg/probes"},
 	"pkg/report":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes"},
-	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
+	"pkg/remedy":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
+	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/remedy", "pkg/report"},
 }
 
 func TestArrows(t *testing.T) {
@@ -106,5 +112,36 @@ func TestArrows(t *testing.T) {
 		if p.Doc == "" {
 			t.Errorf("%s has no package comment", name)
 		}
+	}
+}
+
+// TestChanger holds what writes to the host to where repairs are carried out: a
+// probe, a reporter or a plan that could name it could use it.
+func TestChanger(t *testing.T) {
+	found := false
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		for _, file := range p.GoFiles {
+			f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				sel, ok := n.(*ast.SelectorExpr)
+				if !ok || sel.Sel.Name != "OpenForChange" && sel.Sel.Name != "Changer" {
+					return true
+				}
+				if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "host" {
+					found = true
+					if name != "pkg/remedy" && name != "cmd/agent" {
+						t.Errorf("%s/%s uses host.%s: only repairs change the host", name, file, sel.Sel.Name)
+					}
+				}
+				return true
+			})
+		}
+	}
+	if !found {
+		t.Error("nothing uses host.OpenForChange: the test looks for the wrong name")
 	}
 }
