@@ -73,6 +73,18 @@ func TestReadAttributes(t *testing.T) {
 				t.Errorf("legacy %v: of a disk that is gone: %q, %v", legacy, a.Data, a.Err)
 			}
 		}
+		const disk = "/sys/devices/host3/3:0:0:0/block/sda"
+		for i, want := range []Link{
+			{"../../../3:0:0:0", nil}, {"/etc/passwd", nil}, {"", syscall.EINVAL}, {"", fs.ErrNotExist}, {"", syscall.EINVAL}, {"", syscall.EINVAL},
+		} {
+			names := []string{"device", "passwd", "size", "missing", "../sda/device", ""}
+			if got := r.ReadLinks(t.Context(), disk, names)[i]; got.Target != want.Target || !errors.Is(got.Err, want.Err) {
+				t.Errorf("legacy %v: link %q = %q, %v; want %q, %v", legacy, names[i], got.Target, got.Err, want.Target, want.Err)
+			}
+		}
+		if l := r.ReadLinks(t.Context(), "/sys/block", []string{"sda"}); !errors.Is(l[0].Err, fs.ErrNotExist) {
+			t.Errorf("legacy %v: in a directory that is gone: %v", legacy, l[0].Err)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if a := r.ReadAttributes(ctx, "/sys/sda", "size"); !errors.Is(a[0].Err, context.Canceled) {

@@ -24,6 +24,7 @@ const (
 	opReadAttributes
 	opReadDir
 	opReadLink
+	opReadLinks
 	opStat
 	opLstat
 	opRealPath
@@ -31,7 +32,7 @@ const (
 
 // String is the operation's name in errors.
 func (o fileOp) String() string {
-	return [...]string{"read", "read", "readdir", "readlink", "stat", "lstat", "realpath"}[o]
+	return [...]string{"read", "read", "readdir", "readlink", "readlink", "stat", "lstat", "realpath"}[o]
 }
 
 type fileCall struct {
@@ -43,6 +44,7 @@ type fileCall struct {
 type fileAnswer struct {
 	data  []byte
 	attrs []Attribute
+	links []Link
 	names []string
 	text  string
 	info  FileInfo
@@ -268,6 +270,8 @@ func (r *Root) answer(c fileCall, w *fileWorker) (err error) {
 		a.names, err = r.readDir(c.name, &w.scratch)
 	case opReadLink:
 		a.text, err = r.readLink(c.name)
+	case opReadLinks:
+		a.links = r.readLinks(c.name, w.names)
 	case opStat:
 		a.info, err = r.stat(c.name, unix.O_PATH)
 	case opLstat:

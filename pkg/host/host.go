@@ -49,6 +49,9 @@ type Files interface {
 	ReadDir(ctx context.Context, name string) ([]string, error)
 	// ReadLink returns the target of a symlink as it is written.
 	ReadLink(ctx context.Context, name string) (string, error)
+	// ReadLinks is ReadLink for many entries of one directory, by their names
+	// in it; the result is in their order.
+	ReadLinks(ctx context.Context, dir string, names []string) []Link
 	// Stat follows symlinks, Lstat does not follow the last one.
 	Stat(ctx context.Context, name string) (FileInfo, error)
 	Lstat(ctx context.Context, name string) (FileInfo, error)
@@ -60,6 +63,12 @@ type Files interface {
 type Attribute struct {
 	Data []byte
 	Err  error
+}
+
+// Link is one of the symlinks of [Files.ReadLinks].
+type Link struct {
+	Target string
+	Err    error
 }
 
 // MaxAttribute is more than any attribute in sysfs has, in bytes: a page of the

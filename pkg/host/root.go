@@ -189,6 +189,23 @@ func (r *Root) ReadLink(ctx context.Context, name string) (string, error) {
 	return a.text, a.err
 }
 
+// ReadLinks implements [Files].
+func (r *Root) ReadLinks(ctx context.Context, dir string, names []string) []Link {
+	a := r.ask(ctx, fileCall{op: opReadLinks, name: dir}, names...)
+	if a.err != nil {
+		return failedLinks(names, a.err)
+	}
+	return a.links
+}
+
+func failedLinks(names []string, err error) []Link {
+	all := make([]Link, len(names))
+	for i := range all {
+		all[i].Err = err
+	}
+	return all
+}
+
 // Stat implements [Files].
 func (r *Root) Stat(ctx context.Context, name string) (FileInfo, error) {
 	a := r.ask(ctx, fileCall{op: opStat, name: name})
@@ -343,7 +360,11 @@ func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Att
 			head, base = name[:cut], name[cut+1:]
 		}
 		from := at
-		if head != "" {
+		switch {
+		case head == "":
+		case parent != head && (i+1 == len(names) || !strings.HasPrefix(names[i+1], head+"/")):
+			head, base = "", name // alone in its directory
+		default:
 			if below < 0 || parent != head {
 				if below >= 0 {
 					unix.Close(below)
@@ -437,6 +458,27 @@ func (r *Root) readLink(name string) (string, error) {
 		err = unix.EINVAL
 	}
 	return text, err
+}
+
+func (r *Root) readLinks(dir string, names []string) []Link {
+	at, err := r.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return failedLinks(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+	}
+	defer unix.Close(at)
+	all := make([]Link, len(names))
+	for i, name := range names {
+		err := error(unix.EINVAL)
+		// Only an entry of the directory itself: a way through others could
+		// lead out of the root.
+		if name != "" && strings.IndexByte(name, '/') < 0 {
+			all[i].Target, err = readlinkat(at, name)
+		}
+		if err != nil {
+			all[i].Err = &fs.PathError{Op: "readlink", Path: dir + "/" + name, Err: err}
+		}
+	}
+	return all
 }
 
 func readlinkat(fd int, name string) (string, error) {

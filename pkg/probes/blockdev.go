@@ -270,6 +270,13 @@ func (t *blockTree) inventory(ctx context.Context) (blockDevices, error) {
 	}
 	var all blockDevices
 	var errs []error
+	scsi := make([]string, 0, len(names))
+	for _, name := range names {
+		if kind, ok := kindOfDisk(name); ok && kind == scsiDisk {
+			scsi = append(scsi, name)
+		}
+	}
+	links := t.files.ReadLinks(ctx, "/sys/block", scsi)
 	for _, name := range names {
 		kind, ok := kindOfDisk(name)
 		switch {
@@ -284,7 +291,7 @@ func (t *blockTree) inventory(ctx context.Context) (blockDevices, error) {
 		}
 		d := disk{Name: name, Kind: kind}
 		if kind == scsiDisk {
-			d.Link, _ = t.files.ReadLink(ctx, "/sys/block/"+name)
+			d.Link, links = links[0].Target, links[1:]
 		}
 		read := t.readDisk(ctx, d)
 		err := read[0].Err

@@ -35,21 +35,34 @@ func (p *diskPass) checkIdentities(ctx context.Context) {
 		groups[k] = append(groups[k], i)
 	}
 	ports := map[string]string{}
+	one := settledIn(p.Memory, "disks of one identity", p.Now)
 	for _, k := range order {
 		group := groups[k]
 		if len(group) < 2 {
+			continue
+		}
+		sum := uint64(0)
+		for _, at := range group {
+			d := p.devices.Disks[at]
+			sum = one.sum(sum, d.Name, d.Link) + d.Sectors
+		}
+		if k.kind == scsiDisk && one.is(k.identity, sum) {
 			continue
 		}
 		proofs := make([]diskProof, len(group))
 		for i, at := range group {
 			proofs[i] = p.proofOf(ctx, p.devices.Disks[at], ports)
 		}
-		if oneUnit(proofs) { // most hosts end here, without reading more
-			continue
+		differs := ""
+		if !oneUnit(proofs) { // most hosts end here, without reading more
+			p.readPages(ctx, proofs)
+			differs = evidentlyTwo(proofs)
 		}
-		p.readPages(ctx, proofs)
-		if differs := evidentlyTwo(proofs); differs != "" {
+		switch {
+		case differs != "":
 			p.duplicate(ctx, k.identity, differs, proofs)
+		case !slices.ContainsFunc(proofs, func(f diskProof) bool { return f.Target == "" }):
+			one.remember(k.identity, sum, p.Now)
 		}
 	}
 }

@@ -196,7 +196,7 @@ func parseMounts(data []byte, filter mountFilter) ([]*mountinfo.Info, error) {
 	if len(data) == 0 {
 		return nil, errors.New("empty")
 	}
-	kept := make([]byte, 0, min(len(data), 64<<10))
+	kept := make([]byte, 0, len(data)/4)
 	bad, example := 0, ""
 	reject := func(line []byte) {
 		if bad++; bad == 1 {

@@ -161,6 +161,8 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 
 	mounts := mountsOver{host: in.Host}
 	targets := iscsiTargets{host: in.Host, names: map[string]string{}}
+	wanted := settledIn(in.Memory, "wanted maps", in.Now)
+	local := wanted.sum(0, p.LocalTargets...)
 	working, total := 0, 0
 	for i := range found {
 		m := &found[i]
@@ -178,8 +180,16 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
-		if err := p.judgeWanted(ctx, &r, m, targets, &mounts); err != nil {
+		sum := m.places(wanted, local)
+		if wanted.is(m.wwid, sum) {
+			continue
+		}
+		unwanted, err := p.judgeWanted(ctx, &r, m, targets, &mounts)
+		switch {
+		case err != nil:
 			errs = append(errs, err)
+		case !unwanted:
+			wanted.remember(m.wwid, sum, in.Now)
 		}
 	}
 	if kernelErr == nil {
@@ -309,9 +319,7 @@ func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipat
 	devs, err := v.DeviceMapper(ctx)
 	if err != nil {
 		found, sysfsErr := sysfsMultipathMaps(ctx, v, disks)
-		for i := range found {
-			found[i].look(ctx, v)
-		}
+		look(ctx, v, found)
 		if sysfsErr == nil && len(found) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, host.ErrNotLive)) {
 			return nil, nil // sysfs shows every map there is
 		}
@@ -336,9 +344,9 @@ func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipat
 			}
 			break
 		}
-		m.look(ctx, v)
 		found = append(found, m)
 	}
+	look(ctx, v, found)
 	return found, nil
 }
 
@@ -396,26 +404,41 @@ func sysfsMultipathMaps(ctx context.Context, v host.View, disks []string) ([]mul
 }
 
 // look finds the paths' devices in sysfs and reads their state.
-func (m *multipathMap) look(ctx context.Context, v host.View) {
-	for i := range m.paths {
-		p := &m.paths[i]
-		dir := "/sys/dev/block/" + devT(p.dev)
-		link, err := v.ReadLink(ctx, dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			p.gone = true
-			p.name = devT(p.dev)
-			continue
+func look(ctx context.Context, v host.View, found []multipathMap) {
+	var names []string
+	for i := range found {
+		for _, p := range found[i].paths {
+			names = append(names, devT(p.dev))
 		}
-		if p.link = link; link != "" {
-			p.name = path.Base(link)
+	}
+	if len(names) == 0 {
+		return
+	}
+	const dir = "/sys/dev/block"
+	links := v.ReadLinks(ctx, dir, names)
+	for i := range found {
+		for j := range found[i].paths {
+			found[i].paths[j].look(ctx, v, dir+"/"+names[0], links[0])
+			names, links = names[1:], links[1:]
 		}
-		// Disks that are not SCSI have no state, and NVMe another one.
-		if unit, ok := scsiUnitDir(link); ok {
-			p.state, _ = deviceAttr(ctx, v, unit+"/state")
-		}
-		if p.state == "" {
-			p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
-		}
+	}
+}
+
+func (p *multipathPath) look(ctx context.Context, v host.View, dir string, link host.Link) {
+	if errors.Is(link.Err, fs.ErrNotExist) {
+		p.gone = true
+		p.name = devT(p.dev)
+		return
+	}
+	if p.link = link.Target; p.link != "" {
+		p.name = path.Base(p.link)
+	}
+	// Disks that are not SCSI have no state, and NVMe another one.
+	if unit, ok := scsiUnitDir(p.link); ok {
+		p.state, _ = deviceAttr(ctx, v, unit+"/state")
+	}
+	if p.state == "" {
+		p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
 	}
 }
 
@@ -614,11 +637,11 @@ func localTarget(target string, more []string) bool {
 
 // judgeWanted finds maps over disks that must not be in one. The vendor does not
 // tell: what calls itself IET may be a Longhorn replica or a real tgt array.
-func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multipathMap, targets iscsiTargets, mounts *mountsOver) error {
+func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multipathMap, targets iscsiTargets, mounts *mountsOver) (unwanted bool, err error) {
 	for _, path := range m.paths {
 		what, e, err := p.notForMultipath(ctx, path, len(m.paths), targets)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if what == "" {
 			continue
@@ -628,9 +651,17 @@ func (p Multipath) judgeWanted(ctx context.Context, r *finding.Result, m *multip
 			Message:  fmt.Sprintf("%s lies over %s, %s: whoever mounts the disk itself is refused, since it is busy", m.describe(ctx, mounts), shown(path.name), what),
 			Evidence: []finding.Evidence{e, {Source: "paths of the map", Observed: path.name, Expected: "no such disk in a multipath map"}},
 		})
-		return nil
+		return true, nil
 	}
-	return nil
+	return false, nil
+}
+
+// places is a fingerprint of the disks in a map.
+func (m *multipathMap) places(s settled, sum uint64) uint64 {
+	for _, p := range m.paths {
+		sum = s.sum(sum, p.name, p.link)
+	}
+	return sum
 }
 
 func (p Multipath) notForMultipath(ctx context.Context, path multipathPath, paths int, targets iscsiTargets) (what string, e finding.Evidence, err error) {
