@@ -79,12 +79,12 @@ func newRoot() *cobra.Command {
 		Use:   "agent",
 		Short: "Checks that this Linux host is fit to run storage and workloads",
 		Long: `agent checks a Linux host: time synchronisation, disks and mounts, multipath,
-iSCSI, PID reservation, OOM scores and packages. On a cluster it runs as a
-DaemonSet and reports Node conditions, Events and metrics; "agent check" looks
-at the host it is run on, with no cluster at all.`,
+iSCSI, PID reservation, OOM scores, packages, units, kernel modules and sysctls.
+On a cluster it runs as a DaemonSet and reports Node conditions, Events and
+metrics; "agent check" looks at the host it is run on, with no cluster at all, and
+"agent plan" says what could be repaired there.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 	}
 	root.PersistentFlags().StringVar(&c.config, "config", "", "AgentConfig `file`; defaults without it")
 	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")

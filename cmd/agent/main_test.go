@@ -119,6 +119,7 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"check", "-o", "xml"}, "-o xml: want table, wide, json, yaml or junit"},
+		{[]string{"chekc"}, `unknown command "chekc" for "agent"`},
 		{[]string{"check", "extra"}, `unknown command "extra" for "agent check"`},
 		{[]string{"check", "--no-such-flag"}, "unknown flag: --no-such-flag"},
 		{[]string{"check", "--root", "/no/such/dir"}, "--root: open /no/such/dir: no such file or directory"},

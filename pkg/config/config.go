@@ -291,7 +291,7 @@ func Default() *AgentConfig {
 		Report:   Report{Conditions: On, Events: On, ReadyReasons: ReadyReasons{wordCritical}},
 		Probes:   probes.Defaults(),
 		Remedies: Remedies{
-			Mode:               ModeOff,
+			Mode:               ModePlan,
 			MaxConcurrentNodes: 1,
 			FailureBudget:      3,
 			Cooldown:           probes.Duration(30 * time.Minute),

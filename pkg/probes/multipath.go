@@ -161,8 +161,8 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 
 	mounts := mountsOver{host: in.Host}
 	targets := iscsiTargets{host: in.Host, names: map[string]string{}}
-	wanted := settledIn(in.Memory, "wanted maps", in.Now)
-	local := wanted.sum(0, p.LocalTargets...)
+	judged := settledIn(in.Memory, "wanted maps", in.Now)
+	local := judged.sum(0, p.LocalTargets...)
 	working, total := 0, 0
 	for i := range found {
 		m := &found[i]
@@ -180,8 +180,8 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
-		sum := m.places(wanted, local)
-		if wanted.is(m.wwid, sum) {
+		sum := m.places(judged, local)
+		if judged.is(m.wwid, sum) {
 			continue
 		}
 		unwanted, err := p.judgeWanted(ctx, &r, m, targets, &mounts)
@@ -189,7 +189,7 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		case err != nil:
 			errs = append(errs, err)
 		case !unwanted:
-			wanted.remember(m.wwid, sum, in.Now)
+			judged.remember(m.wwid, sum, in.Now)
 		}
 	}
 	if kernelErr == nil {

@@ -37,7 +37,7 @@ func (p Plan) WriteText(w io.Writer, colour bool) error {
 	case len(p.Steps) == 0:
 		t.line("", "Nothing to repair.")
 	default:
-		t.line(bold, fmt.Sprintf("%d steps, %d refused", pending, len(p.Steps)-pending))
+		t.line(bold, fmt.Sprintf("steps to take: %d, refused: %d", pending, len(p.Steps)-pending))
 	}
 	n := 0
 	for _, s := range p.Steps {
