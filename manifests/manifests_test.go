@@ -379,6 +379,13 @@ func TestOverlays(t *testing.T) {
 			}
 			return nil
 		},
+		"remedies": func(in installation) error {
+			was, is := base.daemonSet.Spec.Template.Spec.Containers[0].Args, in.daemonSet.Spec.Template.Spec.Containers[0].Args
+			if slices.Contains(was, "--allow-remedies") || !slices.Equal(is, append(slices.Clone(was), "--allow-remedies")) {
+				return fmt.Errorf("arguments %q", is)
+			}
+			return nil
+		},
 	}
 	if len(dirs) != len(check) {
 		t.Errorf("%d overlays, %d of them tested", len(dirs), len(check))

@@ -104,7 +104,7 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 
-	for _, overlay := range []string{"openshift", "loopback-metrics"} {
+	for _, overlay := range []string{"openshift", "loopback-metrics", "remedies"} {
 		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
 	}
 
