@@ -234,13 +234,19 @@ func (l *loop) configure(c configChange) {
 func (l *loop) startDue() time.Duration {
 	wait := tickEvery
 	now := time.Now()
+	due := func(s *slot) time.Duration { return s.next.Sub(now) } // monotonic: a stepped clock moves nothing
+	start := false
+	for _, s := range l.slots {
+		start = start || !s.running && due(s) <= 0
+	}
 	for _, s := range l.slots {
 		if s.running {
 			continue
 		}
-		if due := s.next.Sub(now); due > 0 {
-			// A monotonic difference: a stepped clock moves no interval.
-			wait = min(wait, due)
+		// Once one is due, those that would follow within a few seconds go with
+		// it: together they read the process table once.
+		if d := due(s); d > 0 && !(start && d <= l.cfg.IntervalFor(s.probe)/10) {
+			wait = min(wait, d)
 			continue
 		}
 		l.start(s, now)

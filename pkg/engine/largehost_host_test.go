@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -180,6 +181,7 @@ func (b *builder) link(name, target string) {
 // system writes what every host has once.
 func (b *builder) system() {
 	b.file("/etc/os-release", "ID=debian\nVERSION_ID=\"13\"\nNAME=\"Debian GNU/Linux\"\n")
+	b.file("/proc/cmdline", "BOOT_IMAGE=/vmlinuz root=UUID=0 ro quiet\n")
 	b.file("/proc/sys/kernel/osrelease", "6.12.48+deb13-amd64\n")
 	b.file("/proc/sys/kernel/random/boot_id", "4f1c2a3b-5d6e-4f70-8192-a3b4c5d6e7f8\n")
 	b.file("/proc/sys/kernel/pid_max", fmt.Sprintln(pidMax))
@@ -652,6 +654,16 @@ func (h *largeHost) Units(_ context.Context, names ...string) ([]host.Unit, erro
 			u = host.Unit{Name: name, ID: name, Load: "not-found", Active: "inactive", Sub: "dead"}
 		}
 		units[i] = u
+	}
+	return units, nil
+}
+
+func (h *largeHost) UnitsMatching(_ context.Context, patterns ...string) ([]host.Unit, error) {
+	var units []host.Unit
+	for name, u := range h.units {
+		if slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
+			units = append(units, u)
+		}
 	}
 	return units, nil
 }
