@@ -168,9 +168,6 @@ func parseDnfSimulation(out []byte) (Transaction, error) {
 		indent := len(line) - len(strings.TrimLeft(line, " "))
 		switch {
 		case len(fields) == 0:
-			if heading != "" && !strings.HasPrefix(heading, "Installing") {
-				continue
-			}
 		case strings.HasPrefix(line, "Transaction Summary"), strings.HasPrefix(line, "Total installed size"), strings.HasPrefix(line, "==="):
 			heading = ""
 		case indent == 0 && strings.HasSuffix(line, ":") && isDnfHeading(fields[0]):
