@@ -41,7 +41,7 @@ const (
 	// patience is how long anything may take before the test gives up on it. It
 	// says nothing about the agent: the node is emulated, and this machine may
 	// be busy.
-	patience = 4 * time.Minute
+	patience = 2 * time.Minute
 	look     = 300 * time.Millisecond
 )
 
