@@ -233,7 +233,7 @@ func (w *world) mended(t *testing.T) {
 	w.awaitEvent(t, "RemedyConfirmed", "multipath-tools")
 	w.guest(t, `dpkg-query -W -f '${db:Status-Status}\n' multipath-tools open-iscsi hygiene-slow | grep -vx installed && exit 1
 grep -q '^dm_multipath ' /proc/modules; grep -q '^iscsi_tcp ' /proc/modules
-grep -qx dm_multipath `+modulesFile+`; grep -qx iscsi_tcp `+modulesFile+`
+grep -qx iscsi_tcp `+modulesFile+`
 systemctl is-active -q multipathd.service iscsid.socket; systemctl is-enabled -q multipathd.service iscsid.socket
 grep -q '^InitiatorName=iqn' /etc/iscsi/initiatorname.iscsi`)
 	settings := strings.Join(strings.Fields(w.vendorSettings(t)), " ")
@@ -264,7 +264,7 @@ grep -q '^InitiatorName=iqn' /etc/iscsi/initiatorname.iscsi`)
 // words of the program that refused it; the rest is done; nothing is tried again
 // and again.
 func (w *world) faulty(t *testing.T) {
-	const running = "multipathd show config; ls -la --time-style=full-iso /etc/multipath/conf.d; sha256sum /etc/multipath/conf.d/*"
+	const running = "multipathd show config; ls -l --time-style=full-iso /etc/multipath/conf.d; sha256sum /etc/multipath/conf.d/*"
 	before := w.guest(t, running)
 	users := w.guest(t, "cat /proc/sys/fs/inotify/max_user_instances")
 	w.configure(t, text(t, "faulty.yaml"))
