@@ -808,6 +808,14 @@ func (a *Applier) Resume(ctx context.Context) error {
 	return nil
 }
 
+// managerOf is the package manager a job runs; "" when its command is not known.
+func managerOf(argv []string) Manager {
+	if len(argv) == 0 {
+		return ""
+	}
+	return Manager(path.Base(argv[0]))
+}
+
 // settle notes the end of a job in the record of the step that began it.
 func (a *Applier) settle(ctx context.Context, records []Record, j host.JobState, output []string) {
 	id := strings.TrimPrefix(j.Name, host.JobPrefix)
@@ -820,7 +828,7 @@ func (a *Applier) settle(ctx context.Context, records []Record, j host.JobState,
 		res.Ended, res.Outcome = time.Now().UTC(), Applied
 		if j.Result == "success" && j.Code == 0 {
 			if res.Kind == finding.KindPackages && id == "packages" {
-				res.Changes = append(res.Changes, Change{What: "packages", Name: strings.Join(res.Subjects, " "), Packages: res.Subjects, Hint: "remove " + strings.Join(res.Subjects, " ")})
+				res.Changes = append(res.Changes, Change{What: "packages", Name: strings.Join(res.Subjects, " "), Packages: res.Subjects, Hint: managerOf(j.Argv).removeHint(res.Subjects)})
 			}
 		} else {
 			res.Outcome, res.Output = Failed, output
