@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -177,12 +178,15 @@ func TestJournalEntry(t *testing.T) {
 // transientManager takes a transient unit as systemd's own signature demands.
 type transientManager struct {
 	*fakeManager
+	mu         sync.Mutex // calls come on the connection's goroutine
 	name, mode string
 	props      map[string]dbus.Variant
 	exists     bool
 }
 
 func (m *transientManager) StartTransientUnit(name, mode string, props []unitProperty, aux []auxUnit) (dbus.ObjectPath, *dbus.Error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.exists {
 		return "/", dbus.NewError("org.freedesktop.systemd1.UnitExists", []any{"Unit " + name + " was already loaded"})
 	}
@@ -211,6 +215,7 @@ func TestJobs(t *testing.T) {
 	if err := c.StartJob(ctx, job); err != nil {
 		t.Fatal(err)
 	}
+	m.mu.Lock()
 	if m.name != "host-hygiene-packages.service" || m.mode != "fail" {
 		t.Errorf("%s, %s", m.name, m.mode)
 	}
@@ -226,6 +231,7 @@ func TestJobs(t *testing.T) {
 		t.Errorf("ExecStart has the type %s", sig)
 	}
 	m.exists = true
+	m.mu.Unlock()
 	if err := c.StartJob(ctx, job); !errors.Is(err, ErrJobExists) {
 		t.Errorf("a second job of the name: %v", err)
 	}

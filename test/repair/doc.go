@@ -3,7 +3,7 @@
 // agent, allowed to, brings them back through the fleet's gate, survives being
 // killed half-way, and takes everything back in the end.
 //
-//	go test -tags cluster -timeout 20m ./test/repair
+//	HYGIENE_NIGHTLY=1 go test -tags cluster -timeout 20m ./test/repair
 //
 // starts a cluster of its own. With HYGIENE_ATTACH=1 it uses the one of "go run
 // ./test/cluster up" instead (CLUSTER names one of several), and leaves it as it

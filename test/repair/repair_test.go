@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +44,9 @@ const (
 // a node without the packages of gluster-block, planned for, held back, mended,
 // asked for what can not be had, and put back.
 func TestRepair(t *testing.T) {
+	if os.Getenv("HYGIENE_NIGHTLY") == "" && os.Getenv("HYGIENE_ATTACH") == "" {
+		t.Skip("it takes a second machine and several minutes: make nightly")
+	}
 	w := start(t)
 	w.remove(t) // what an earlier run left on an attached cluster
 	w.guest(t, text(t, "restore.sh"))
