@@ -242,7 +242,8 @@ systemctl is-active -q multipathd.service iscsid.socket; systemctl is-enabled -q
 grep -q '^InitiatorName=iqn' /etc/iscsi/initiatorname.iscsi`)
 	settings := strings.Join(strings.Fields(w.vendorSettings(t)), " ")
 	for _, want := range []string{
-		`find_multipaths "yes"`, `no_path_retry 120`, `path_grouping_policy "failover"`, `path_selector "round-robin 0"`,
+		`find_multipaths "on"`, // as multipathd spells yes
+		`no_path_retry 120`, `path_grouping_policy "failover"`, `path_selector "round-robin 0"`,
 		`hardware_handler "1 alua"`, `prio "alua"`, `path_checker "tur"`, `failback "immediate"`, `user_friendly_names "yes"`,
 	} {
 		if !strings.Contains(settings, want) && !strings.Contains(strings.ReplaceAll(settings, `"`, ""), strings.ReplaceAll(want, `"`, "")) {
