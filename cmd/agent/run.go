@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -75,6 +76,11 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	log.Info("starting", "version", version, "node", d.nodeName)
+	if os.Getenv("GOGC") == "" {
+		// The agent's memory is paid on every node: half the garbage, for more
+		// collections of a heap of a few megabytes.
+		debug.SetGCPercent(50)
+	}
 	var view *host.Host
 	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
@@ -140,6 +146,15 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 
 	running.Go(func() { publisher.Run(ctx) })
+	running.Go(func() {
+		select {
+		case <-publisher.Reported():
+			// The first pass reads what later ones remember, the package
+			// database above all; what it took is not needed again.
+			debug.FreeOSMemory()
+		case <-ctx.Done():
+		}
+	})
 	// What the agent before us told must be known before the first judgement,
 	// or a held-back problem would clear and come again. Without the API server
 	// nothing can flicker either.
