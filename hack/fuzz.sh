@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 time=${FUZZTIME:-2s}
+failed=0
 for pkg in $(go list ./pkg/... ./cmd/...); do
   fuzzers=$(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true)
   [ -n "$fuzzers" ] || continue
@@ -14,9 +15,11 @@ for pkg in $(go list ./pkg/... ./cmd/...); do
     if ! out=$(cd "$dir" && "$binary" -test.run '^$' -test.fuzz "^$f\$" -test.fuzztime "$time" -test.parallel 2 \
       -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg" 2>&1); then
       printf '%s\n' "$out"
-      exit 1
+      failed=1
+      continue
     fi
     printf '%s %s: %s\n' "${pkg#github.com/hosthygiene/agent/}" "$f" "$(grep -o 'execs: [0-9]*' <<<"$out" | tail -n 1)"
   done
   rm -f "$binary"
 done
+exit "$failed"

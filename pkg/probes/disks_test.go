@@ -423,6 +423,7 @@ func FuzzParseMounts(f *testing.F) {
 	f.Add(fixture(f, "mountinfo.txt"))
 	f.Add([]byte("53 29 254:0 /mnt/src/x//deleted /mnt/b rw,relatime shared:1 - ext4 /dev/disk/by-id/virtio-ROOT rw\n53 29 0:118 / /mnt/sp\\040ace rw shared:124 - tmpfs a\\040b rw,inode64\n"))
 	f.Add([]byte("36 35 98:0 /mnt1 /mnt2 rw,noatime - ext3 /dev/root"))
+	f.Add([]byte("0 0 0:0 0 0 0 - devtmpfs - ext4 a rw\n0 0 0:0 0 0 0 - devtmpfs  - - - a rw\n0 0 0:0 0 0 0 - - devtmpfs a rw\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		mounts, err := parseMounts(data, mountFilter{})
 		if err == nil && len(data) == 0 {

@@ -245,18 +245,21 @@ func scanMountLine(line []byte) (dev host.DevNum, point, fsType []byte, ok bool)
 			return dev, nil, nil, false
 		}
 	}
-	if !bytes.HasPrefix(rest, []byte("- ")) {
-		_, rest, ok = bytes.Cut(rest, []byte(" - "))
-	} else {
-		rest = rest[len("- "):]
+	// The separator as the library finds it: the last one with three fields
+	// behind it. Were the first one taken, a line with two would be judged by
+	// one file system type and kept with another.
+	tail := body[len(body)-len(rest)-1:]
+	end := len(tail)
+	for range 3 {
+		if end = bytes.LastIndexByte(tail[:end], ' '); end < 0 {
+			return dev, nil, nil, false
+		}
 	}
-	if !ok {
+	sep := bytes.LastIndex(tail[:end+1], []byte(" - "))
+	if sep < 0 {
 		return dev, nil, nil, false
 	}
-	fsType, rest, ok = bytes.Cut(rest, []byte(" "))
-	if !ok || bytes.IndexByte(rest, ' ') < 0 {
-		return dev, nil, nil, false
-	}
+	fsType, _, _ = bytes.Cut(tail[sep+len(" - "):], []byte(" "))
 	major, minor, ok := bytes.Cut(field[2], []byte(":"))
 	if !ok {
 		return dev, nil, nil, false
