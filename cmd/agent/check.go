@@ -19,6 +19,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 )
 
@@ -110,7 +111,11 @@ func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections)
 	if err != nil {
 		o = host.OS{ID: "unknown"}
 	}
-	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), engine.Once(ctx, view, cfg))
+	reports := engine.Once(ctx, view, cfg)
+	if err := remedy.Annotate(ctx, view, reports); err != nil {
+		fmt.Fprintln(os.Stderr, "what the agent did before:", err)
+	}
+	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports)
 }
 
 func (c *common) nodeName(ctx context.Context, view host.View) string {

@@ -108,6 +108,7 @@ func (d *daemon) run(ctx context.Context) error {
 	remedies := d.remedies(view, api, publisher, log, func(ctx context.Context, probe string) { eng.Wake(ctx, probe) })
 	metrics.Remedies = remedies.Counts
 	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies)
+	eng.Annotate = remedies.Attempt
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup

@@ -55,6 +55,9 @@ type Engine struct {
 	reporters []Reporter
 	// prior tells whether a condition already said Problem before this start.
 	prior func(condition string) bool
+	// Annotate, if set before Run, adds to a finding what is known of it besides:
+	// how its remedy failed. It is called from the engine's only loop.
+	Annotate func(probe string, f finding.Finding) finding.Finding
 	// list is what runs; tests replace it.
 	list func(*config.Sections) []probes.Probe
 
@@ -319,6 +322,11 @@ func (l *loop) judge(s *slot) {
 	for _, f := range r.Findings {
 		if !slices.ContainsFunc(told, func(t finding.Finding) bool { return t.Key() == f.Key() }) {
 			r.Held++
+		}
+	}
+	if l.Annotate != nil {
+		for i, f := range told {
+			told[i] = l.Annotate(r.Probe, f)
 		}
 	}
 	r.Findings = told

@@ -98,6 +98,7 @@ type Controller struct {
 	changed   chan struct{}
 	counts    map[[2]string]int
 	uncounted []Failure // of the fleet's count
+	past      []Result  // what became of steps, oldest first
 
 	// What follows belongs to the goroutine of Run.
 	last      lastPlan
@@ -159,6 +160,13 @@ func (c *Controller) Counts() map[[2]string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.counts)
+}
+
+// Attempt tells beside a finding how the last attempt to cure it failed.
+func (c *Controller) Attempt(probe string, f finding.Finding) finding.Finding {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return withAttempt(c.past, probe, f)
 }
 
 func (c *Controller) count(actions []string, result string, n int) {
@@ -445,6 +453,9 @@ func (c *Controller) plan(ctx context.Context, s *engine.Snapshot, enforce bool)
 		}
 	}
 	c.last = lastPlan{plan: plan, facts: facts, key: key, at: time.Now(), known: known, logged: logged}
+	c.mu.Lock()
+	c.past = facts.Past
+	c.mu.Unlock()
 	c.say("failure", failing(plan, facts.Past))
 }
 
@@ -645,6 +656,9 @@ func (c *Controller) stopped(ctx context.Context, r config.Remedies) string {
 // outcome is told what became of a step, by Apply, by Confirm and by Resume.
 func (c *Controller) outcome(r Result) {
 	c.count(r.Actions, string(r.Outcome), 1)
+	c.mu.Lock()
+	c.past = append(slices.Clip(c.past), r)
+	c.mu.Unlock()
 	text := fmt.Sprintf("%s: %s", strings.Join(r.Actions, " and "), strings.Join(r.Subjects, ", "))
 	switch r.Outcome {
 	case Applied:

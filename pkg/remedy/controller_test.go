@@ -391,6 +391,16 @@ func TestControllerCooldown(t *testing.T) {
 		if _, events, remark := h.state(); !slices.Contains(events, "Warning RemedyFailed install-package: nosuch failed: E: Unable to locate package nosuch") || !strings.Contains(remark, "E: Unable to locate package nosuch") {
 			t.Errorf("events %q, remark %q", events, remark)
 		}
+		told := func() string {
+			h.look()
+			synctest.Wait()
+			f := h.control.Attempt("packages", finding.Finding{Reason: "PackageMissing", Subject: "nosuch", Message: "nosuch is missing"})
+			return f.Message
+		}
+		const failed = "nosuch is missing; its remedy failed: E: Unable to locate package nosuch"
+		if got := told(); got != failed {
+			t.Errorf("the finding says %q", got)
+		}
 		h.stop()
 		h.start("n1", true)
 		for range 5 {
@@ -398,6 +408,9 @@ func TestControllerCooldown(t *testing.T) {
 			h.look()
 		}
 		h.wantApplied("package-lsscsi", "package-nosuch")
+		if got := told(); got != failed {
+			t.Errorf("the finding says %q to the agent after it", got)
+		}
 		for range 20 {
 			time.Sleep(time.Minute)
 			h.look()

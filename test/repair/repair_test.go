@@ -301,6 +301,14 @@ grep -qx 'fs.inotify.max_user_instances = 8192' `+sysctlFile+`; grep -q '^dummy 
 		return err
 	})
 
+	await(t, "the finding to have apt's own last lines", func() error {
+		told := w.guest(t, guestAgent+" explain packages || true")
+		if !strings.Contains(told, "its remedy failed: ") || strings.Count(told, "E: Unable to locate package hygiene-no-such") < 2 {
+			return fmt.Errorf("agent explain says\n%s", told)
+		}
+		return nil
+	})
+
 	started := w.events(t, "RemedyStarted")
 	time.Sleep(20 * time.Second) // four passes
 	if again := w.events(t, "RemedyStarted"); len(again) != len(started) {
