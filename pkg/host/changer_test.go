@@ -13,6 +13,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func changeDir(t *testing.T, dir string) *Changer {
@@ -41,6 +42,31 @@ func TestWriteFile(t *testing.T) {
 	}
 	if err := c.WriteFile(ctx, "/nowhere/a.conf", want); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("WriteFile without a directory: %v", err)
+	}
+}
+
+// A kernel without SELinux keeps the label of a file all the same, when root sets
+// it. The file written in place of another has that one's.
+func TestWriteFileKeepsTheLabel(t *testing.T) {
+	dir := t.TempDir()
+	writeTree(t, dir, map[string]string{"etc/a.conf": "old\n"})
+	const label = "system_u:object_r:etc_t:s0"
+	if err := unix.Setxattr(filepath.Join(dir, "etc/a.conf"), selinuxLabel, []byte(label+"\x00"), 0); errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("labels can not be set here:", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	c, ctx := changeDir(t, dir), within(t, 20*time.Second)
+	f, err := c.Snapshot(ctx, "/etc/a.conf")
+	if err != nil || f.Label != label {
+		t.Fatalf("label %q, %v", f.Label, err)
+	}
+	f.Data = []byte("new\n")
+	if err := c.WriteFile(ctx, "/etc/a.conf", f); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Snapshot(ctx, "/etc/a.conf"); got.Label != label || string(got.Data) != "new\n" || err != nil {
+		t.Errorf("afterwards label %q, content %q, %v", got.Label, got.Data, err)
 	}
 }
 
