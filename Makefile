@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench lint setup image generate cluster-up cluster-down clean
+.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet lint setup image generate cluster-up cluster-down clean
 
 build: ## the agent, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -38,6 +38,9 @@ nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 
 bench: ## one pass over a large host, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...
+
+bench-fleet: ## what 500 to 5,000 nodes cost an API server, into docs/performance.md; 25 minutes
+	go run ./test/fleet -doc docs/performance.md
 
 lint: setup
 	hack/lint.sh
