@@ -169,8 +169,8 @@ func document(m machine, s settings, results []result) string {
 		fmt.Fprintf(&b, "\n%s\n", limitVerdict(m, last))
 	}
 	if p := last.outage; p != nil {
-		fmt.Fprintf(&b, "\n### The API server gone for %s\n\nThe %s agents made %s connection attempts (%.1f each) and needed %s from its end until the last watched its node again, its new start included; in the busiest second %s agents listed their node. Turned away %s, failed %s (while it was gone), refused %s.\n",
-			s.outage, thousands(last.nodes), thousands(p.dials), float64(p.dials)/float64(last.nodes), seconds(p.length()), thousands(p.busiestOf("list")),
+		fmt.Fprintf(&b, "\n### The API server gone for %s\n\nThe %s agents made %s connection attempts (%.1f each) and needed %s from its end until the last watched its node again, its new start included; in the busiest second %s of them asked for their node. Turned away %s, failed %s (while it was gone), refused %s.\n",
+			s.outage, thousands(last.nodes), thousands(p.dials), float64(p.dials)/float64(last.nodes), seconds(p.length()), thousands(p.asked("list")),
 			thousands(p.count("", turnedAway)), thousands(p.count("", failed)), thousands(p.count("", refused)))
 	}
 	return b.String()
@@ -204,11 +204,14 @@ func limitVerdict(m machine, r result) string {
 		fmt.Fprintf(&b, "The API server kept up with every rate that was tried; the limit is above %s transitions a second.", thousands(kept))
 		return b.String()
 	}
-	fmt.Fprintf(&b, "Up to %s transitions a second are told within two seconds (95 of 100) and nothing is turned away. At %s a second this machine gives in", thousands(kept), thousands(beyond.perSecond))
-	fmt.Fprintf(&b, ": %s requests turned away, %s failed; all conditions were true %.1f s after the first fault, as the agents come again. ",
-		thousands(beyond.count("", turnedAway)), thousands(beyond.count("", failed)), beyond.busy().Seconds())
+	if kept > 0 {
+		fmt.Fprintf(&b, "Up to %s transitions a second, 95 of 100 are told within two seconds and nothing is turned away. ", thousands(kept))
+	}
+	fmt.Fprintf(&b, "At %s a second the API server of this machine gives in: 95 of 100 are told within %.1f s and the last %.1f s after the first fault; %s requests are turned away and tried again, %s fail. ",
+		thousands(beyond.perSecond), percentile(beyond.sortedTold(), 0.95).Seconds(), beyond.busy().Seconds(),
+		thousands(beyond.count("", turnedAway)), thousands(beyond.count("", failed)))
 	perNode := (beyondIdle(r, r.fault) + r.fault.etcd()).Seconds() / float64(r.nodes)
-	fmt.Fprintf(&b, "The API server, etcd and all agents share these %d processors. \n\n*Extrapolation, not measured:* a transition costs the API server and etcd together %.1f ms of processor time, so a processor of this kind that does nothing else serves at most %.0f a second, and %s nodes that fail within ten seconds keep %.0f of them busy.",
+	fmt.Fprintf(&b, "The API server, etcd and all the agents share %d processors.\n\n*Extrapolation, not measured:* a transition costs the API server and etcd together %.1f ms of processor time, so a processor of this kind that does nothing else serves at most %.0f a second, and %s nodes that fail within ten seconds keep %.1f of them busy.",
 		m.cores, perNode*1000, 1/perNode, thousands(4*r.nodes), perNode*float64(4*r.nodes)/10)
 	return b.String()
 }

@@ -39,6 +39,7 @@ type kind struct {
 	codes  map[int]int
 	took   []time.Duration // until the answer's header, of those that succeeded
 	second map[int]int     // how many were answered in each second of the phase
+	asked  map[int]int     // how many were made in each, whatever became of them
 }
 
 func newRecord() *record { return &record{began: time.Now(), kinds: map[string]*kind{}} }
@@ -48,10 +49,11 @@ func (r *record) note(what string, code int, took time.Duration) {
 	defer r.mu.Unlock()
 	k := r.kinds[what]
 	if k == nil {
-		k = &kind{codes: map[int]int{}, second: map[int]int{}}
+		k = &kind{codes: map[int]int{}, second: map[int]int{}, asked: map[int]int{}}
 		r.kinds[what] = k
 	}
 	k.codes[code]++
+	k.asked[int((time.Since(r.began)-took)/time.Second)]++
 	if ok(code) {
 		k.took = append(k.took, took)
 		k.second[int(time.Since(r.began)/time.Second)]++
@@ -126,24 +128,35 @@ func (r *record) took(what string) []time.Duration {
 }
 
 // busiest is the largest number of writes that were answered in one second.
-func (r *record) busiest() int { return r.busiestOf("patch", "event") }
-
-func (r *record) busiestOf(kinds ...string) int {
+func (r *record) busiest() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	sum := map[int]int{}
-	for _, what := range kinds {
+	for _, what := range []string{"patch", "event"} {
 		if k := r.kinds[what]; k != nil {
 			for s, n := range k.second {
 				sum[s] += n
 			}
 		}
 	}
-	most := 0
-	for _, n := range sum {
-		most = max(most, n)
+	return most(sum)
+}
+
+// asked is the largest number of requests of a kind that were made in one second.
+func (r *record) asked(what string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k := r.kinds[what]; k != nil {
+		return most(k.asked)
 	}
-	return most
+	return 0
+}
+
+func most(counts map[int]int) (n int) {
+	for _, c := range counts {
+		n = max(n, c)
+	}
+	return n
 }
 
 func (r *record) writes() int { return r.count("patch", ok) + r.count("event", ok) }
