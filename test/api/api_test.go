@@ -26,6 +26,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/test/rig"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 const (
@@ -41,28 +42,11 @@ type cluster struct {
 
 func start(t *testing.T) *cluster {
 	t.Helper()
-	ctx := t.Context()
-	if err := rig.Prerequisites(ctx); err != nil {
-		t.Fatal(err)
-	}
-	tools, err := rig.BuildTools(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cp, err := rig.StartControlPlane(ctx, t.TempDir(), tools, rig.ControlPlaneOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cp.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	c := &cluster{ControlPlane: cp, t: t}
+	c := &cluster{ControlPlane: rigtest.ControlPlane(t, rig.ControlPlaneOptions{}), t: t}
 	c.kubectl("apply", "-f", filepath.Join("..", "..", "manifests"))
 	c.makeNode()
 	token := strings.TrimSpace(c.kubectl("create", "token", "-n", "host-hygiene", "host-hygiene-agent", "--duration", "1h"))
-	admin, err := clientcmd.BuildConfigFromFlags("", cp.Kubeconfig())
+	admin, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
 	if err != nil {
 		t.Fatal(err)
 	}
