@@ -30,7 +30,7 @@ const (
 	// programs be run.
 	guestAgent = "/opt/repair/agent"
 
-	patience = 2 * time.Minute
+	patience = 5 * time.Minute
 	look     = 300 * time.Millisecond
 )
 
