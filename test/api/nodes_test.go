@@ -138,7 +138,7 @@ func example(t *testing.T, v reflect.Value, path string, n int) {
 		*special = metav1.Date(2026, 1, n, 0, 0, 0, 0, time.UTC)
 		return
 	case *metav1.FieldsV1:
-		special.Raw = fmt.Appendf(nil, `{"f:status":{"f:x%d":{}}}`, n)
+		special.SetRawString(fmt.Sprintf(`{"f:status":{"f:x%d":{}}}`, n))
 		return
 	case *corev1.ResourceList:
 		if path == "status.allocatable" { // the capacity where there is none
