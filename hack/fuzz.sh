@@ -5,6 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 time=${FUZZTIME:-2s}
 failed=0
+# The end of FUZZTIME itself is told as a failure now and then (go.dev/issue/75804,
+# mended in Go 1.27). What was found would have been written to a file.
+deadline() {
+  [[ $1 == *$'\n    context deadline exceeded\n'* && $1 != *"Failing input written"* && $1 != *panic:* ]]
+}
 for pkg in $(go list ./pkg/... ./cmd/...); do
   fuzzers=$(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true)
   [ -n "$fuzzers" ] || continue
@@ -13,7 +18,7 @@ for pkg in $(go list ./pkg/... ./cmd/...); do
   dir=$(go list -f '{{.Dir}}' "$pkg")
   for f in $fuzzers; do
     if ! out=$(cd "$dir" && "$binary" -test.run '^$' -test.fuzz "^$f\$" -test.fuzztime "$time" -test.parallel 2 \
-      -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg" 2>&1); then
+      -test.fuzzcachedir "$(go env GOCACHE)/fuzz/$pkg" 2>&1) && ! deadline "$out"; then
       printf '%s\n' "$out"
       failed=1
       continue

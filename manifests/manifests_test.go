@@ -208,22 +208,30 @@ func grants(scope string, rules []rbacv1.PolicyRule) []string {
 	return out
 }
 
-// What the policy's expressions do is proved on a real API server in test/api;
-// here, that it is in force and fails closed.
-func TestLeasePolicyIsInForce(t *testing.T) {
+// What the policies' expressions do is proved on a real API server in test/api;
+// here, that they are in force and fail closed.
+func TestPoliciesAreInForce(t *testing.T) {
 	in := loadRendered(t)
-	if len(in.policies) != 1 || len(in.policyBinds) != 1 {
-		t.Fatalf("%d policies and %d bindings, want one of each", len(in.policies), len(in.policyBinds))
+	var names []string
+	for _, p := range in.policies {
+		names = append(names, p.Name)
+		if *p.Spec.FailurePolicy != admissionv1.Fail {
+			t.Errorf("%s: failure policy %s", p.Name, *p.Spec.FailurePolicy)
+		}
+		want := "request.userInfo.username == 'system:serviceaccount:" + in.account.Namespace + ":" + in.account.Name + "'"
+		if c := p.Spec.MatchConditions; len(c) != 1 || c[0].Expression != want {
+			t.Errorf("%s is about %+v", p.Name, c)
+		}
+		bound := func(b admissionv1.ValidatingAdmissionPolicyBinding) bool {
+			return b.Spec.PolicyName == p.Name && b.Spec.MatchResources == nil &&
+				slices.Equal(b.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny})
+		}
+		if !slices.ContainsFunc(in.policyBinds, bound) {
+			t.Errorf("nothing puts %s in force: %+v", p.Name, in.policyBinds)
+		}
 	}
-	p, b := in.policies[0], in.policyBinds[0]
-	if *p.Spec.FailurePolicy != admissionv1.Fail {
-		t.Errorf("failure policy %s", *p.Spec.FailurePolicy)
-	}
-	if b.Spec.PolicyName != p.Name || !slices.Equal(b.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny}) {
-		t.Errorf("the binding of %s: %+v", p.Name, b.Spec)
-	}
-	if want := "request.userInfo.username == 'system:serviceaccount:" + in.account.Namespace + ":" + in.account.Name + "'"; p.Spec.MatchConditions[0].Expression != want {
-		t.Errorf("it is about %s", p.Spec.MatchConditions[0].Expression)
+	if want := []string{"host-hygiene-agent-leases", "host-hygiene-agent-nodes"}; !slices.Equal(names, want) || len(in.policyBinds) != len(want) {
+		t.Errorf("policies %q and %d bindings, want %q", names, len(in.policyBinds), want)
 	}
 }
 
@@ -376,6 +384,15 @@ func TestOverlays(t *testing.T) {
 			c := in.daemonSet.Spec.Template.Spec.Containers[0]
 			if !slices.Contains(c.Args, "--metrics-address=127.0.0.1:20266") || len(c.Ports) != 0 || len(in.services) != 0 {
 				return fmt.Errorf("arguments %q, %d ports, %d services", c.Args, len(c.Ports), len(in.services))
+			}
+			return nil
+		},
+		"before-1.30": func(in installation) error {
+			if len(in.policies)+len(in.policyBinds) > 0 {
+				return fmt.Errorf("%d policies and %d bindings, which the API server does not know", len(in.policies), len(in.policyBinds))
+			}
+			if want := slices.DeleteFunc(slices.Clone(base.names), func(n string) bool { return strings.HasPrefix(n, "ValidatingAdmissionPolicy") }); !slices.Equal(want, in.names) {
+				return fmt.Errorf("it installs %q", in.names)
 			}
 			return nil
 		},

@@ -179,8 +179,10 @@ func (l *busLink) isInit(ctx context.Context) error {
 	return nil
 }
 
-// askBus makes calls on a connection and repeats them once when it breaks:
-// systemd and the bus are restarted by upgrades.
+// askBus makes calls on a connection and repeats them when it breaks: systemd and
+// the bus are restarted by upgrades, and a call that gets no answer closes the
+// connection under all others, which are then several in a row while systemd
+// reloads.
 func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context) (*dbus.Conn, error), calls func(context.Context, *dbus.Conn) (T, error)) (answer T, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -202,7 +204,7 @@ func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context
 			// behind.
 			c.Close()
 			return answer, fmt.Errorf("D-Bus: %w", ErrNoReply)
-		case !c.Connected() && ctx.Err() == nil && try == 0:
+		case !c.Connected() && ctx.Err() == nil && try < 5:
 			continue
 		}
 		return answer, err

@@ -564,7 +564,7 @@ func (p *diskPass) match(ctx context.Context, want RequiredDevice) (requiredMatc
 			if f.Sectors, err = p.tree.sectors(ctx, name); err != nil {
 				return m, err
 			}
-			if f.Sectors < uint64(max(want.MinSize.Value(), 0)+sectorSize-1)/sectorSize {
+			if f.Sectors < uint64(max(quantityUpTo(*want.MinSize, 1<<62), 0)+sectorSize-1)/sectorSize {
 				m.small = append(m.small, f)
 				continue
 			}

@@ -581,7 +581,16 @@ func reservedPIDs(what, text string) (int64, error) {
 		return 0, fmt.Errorf("%s: pid: %q is no quantity such as 1000", what, text)
 	}
 	const most = 1 << 40 // far beyond pid_max; keeps sums from overflowing
-	return min(q.Value(), most), nil
+	return quantityUpTo(q, most), nil
+}
+
+// quantityUpTo is a quantity's value, at most what is given: Quantity.Value
+// wraps around for what does not fit an int64.
+func quantityUpTo(q resource.Quantity, most int64) int64 {
+	if q.CmpInt64(most) > 0 {
+		return most
+	}
+	return q.Value()
 }
 
 // override lays flags over the configuration and reports whether there were

@@ -72,7 +72,7 @@ func (r podResources) memory() (int64, error) {
 		return 0, fmt.Errorf("memory request: %q is no quantity", text)
 	}
 	const most = 1 << 50 // 1 PiB: products with 1000 stay in range
-	return min(q.Value(), most), nil
+	return quantityUpTo(q, most), nil
 }
 
 // readKubeletPods asks the kubelet for its pods.

@@ -13,7 +13,9 @@ import (
 func TestAnnotate(t *testing.T) {
 	h := newFakeHost(t, nil)
 	at := time.Date(2026, 11, 22, 1, 0, 0, 0, time.UTC)
-	why := func(subject string) []Why { return []Why{{Probe: "packages", Reason: "PackageMissing", Subject: subject}} }
+	why := func(subject string) []Why {
+		return []Why{{Probe: "packages", Reason: "PackageMissing", Subject: subject}}
+	}
 	s, err := openStore(t.Context(), h, "one", at)
 	if err != nil {
 		t.Fatal(err)

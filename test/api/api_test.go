@@ -26,6 +26,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/test/rig"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 const (
@@ -36,33 +37,15 @@ const (
 type cluster struct {
 	*rig.ControlPlane
 	t     *testing.T
-	agent *rest.Config // with the ServiceAccount's token
+	agent *rest.Config // with the token of a pod on the node
 }
 
 func start(t *testing.T) *cluster {
 	t.Helper()
-	ctx := t.Context()
-	if err := rig.Prerequisites(ctx); err != nil {
-		t.Fatal(err)
-	}
-	tools, err := rig.BuildTools(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cp, err := rig.StartControlPlane(ctx, t.TempDir(), tools, rig.ControlPlaneOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cp.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	c := &cluster{ControlPlane: cp, t: t}
+	c := &cluster{ControlPlane: rigtest.ControlPlane(t, rig.ControlPlaneOptions{}), t: t}
 	c.kubectl("apply", "-f", filepath.Join("..", "..", "manifests"))
-	c.makeNode()
-	token := strings.TrimSpace(c.kubectl("create", "token", "-n", "host-hygiene", "host-hygiene-agent", "--duration", "1h"))
-	admin, err := clientcmd.BuildConfigFromFlags("", cp.Kubeconfig())
+	token := c.podToken(node)
+	admin, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,14 +63,45 @@ func (c *cluster) kubectl(args ...string) string {
 	return out
 }
 
-func (c *cluster) makeNode() {
+func (c *cluster) apply(text string) {
 	c.t.Helper()
-	file := filepath.Join(c.t.TempDir(), "node.yaml")
-	text := "apiVersion: v1\nkind: Node\nmetadata: {name: " + node + ", labels: {pool: storage}}\n"
+	file := filepath.Join(c.t.TempDir(), "object.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 	c.kubectl("apply", "-f", file)
+}
+
+func (c *cluster) makeNode(name string) {
+	c.t.Helper()
+	c.apply("apiVersion: v1\nkind: Node\nmetadata: {name: " + name + ", labels: {pool: storage}}\n")
+}
+
+// podToken returns a token bound to a pod of the agent on a node, as the kubelet
+// would mount it, and makes both. No kubelet is needed for that. Without a node
+// the pod is one that waits for the scheduler.
+func (c *cluster) podToken(node string) string {
+	c.t.Helper()
+	pod, on := "agent-unscheduled", ""
+	if node != "" {
+		c.makeNode(node)
+		pod, on = "agent-"+node, "nodeName: "+node
+	}
+	c.apply(fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: host-hygiene}
+spec:
+  %s
+  serviceAccountName: host-hygiene-agent
+  containers: [{name: agent, image: example.invalid/agent}]
+`, pod, on))
+	return c.token("--bound-object-kind", "Pod", "--bound-object-name", pod)
+}
+
+// token returns one of the agent's ServiceAccount, bound to nothing without flags.
+func (c *cluster) token(flags ...string) string {
+	c.t.Helper()
+	return strings.TrimSpace(c.kubectl(append([]string{"create", "token", "-n", "host-hygiene", "host-hygiene-agent", "--duration", "1h"}, flags...)...))
 }
 
 type condition struct {
@@ -249,7 +263,7 @@ func TestReporting(t *testing.T) {
 
 	t.Run("a node that is made again", func(t *testing.T) {
 		c.kubectl("delete", "node", node)
-		c.makeNode()
+		c.makeNode(node)
 		c.eventually("told to the new node", is(timeType, "True", "NoTimeDaemon"))
 	})
 

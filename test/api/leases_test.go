@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -21,31 +19,6 @@ import (
 	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 )
-
-// podToken makes a node and a pod of the agent on it, and returns a token bound
-// to the pod, as the kubelet would mount it. No kubelet is needed for that.
-func (c *cluster) podToken(node string) string {
-	c.t.Helper()
-	file := filepath.Join(c.t.TempDir(), "pod.yaml")
-	text := fmt.Sprintf(`apiVersion: v1
-kind: Node
-metadata: {name: %[1]s}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: agent-%[1]s, namespace: host-hygiene}
-spec:
-  nodeName: %[1]s
-  serviceAccountName: host-hygiene-agent
-  containers: [{name: agent, image: example.invalid/agent}]
-`, node)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	c.kubectl("apply", "-f", file)
-	return strings.TrimSpace(c.kubectl("create", "token", "-n", "host-hygiene", "host-hygiene-agent",
-		"--bound-object-kind", "Pod", "--bound-object-name", "agent-"+node, "--duration", "1h"))
-}
 
 func (c *cluster) apiWith(node, token string) *report.API {
 	c.t.Helper()
@@ -229,7 +202,7 @@ func TestLeases(t *testing.T) {
 func TestLeaseAdmission(t *testing.T) {
 	c := start(t)
 	n1, n2 := c.apiWith("n1", c.podToken("n1")), c.apiWith("n2", c.podToken("n2"))
-	unbound := c.apiWith("n1", c.agent.BearerToken)
+	unbound := c.apiWith("n1", c.token())
 	admin := c.admin()
 	c.waitForPolicy(n1)
 

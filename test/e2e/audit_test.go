@@ -11,6 +11,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 const agentUser = "system:serviceaccount:host-hygiene:host-hygiene-agent"
@@ -55,7 +57,7 @@ func (r request) write() bool {
 // returns the offset of what comes next.
 func (w *world) auditSince(t *testing.T, offset int64) ([]request, int64) {
 	t.Helper()
-	f, err := os.Open(w.cp.AuditLog())
+	f, err := os.Open(w.ControlPlane.AuditLog())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +109,7 @@ func (w *world) access(t *testing.T) {
 		used[r.Verb+" "+what]++
 	}
 	t.Logf("requests of the agent's: %v", used)
-	w.note("requests", fmt.Sprint(used))
+	w.Note("requests", fmt.Sprint(used))
 }
 
 func mayAsk(r request) bool {
@@ -122,7 +124,7 @@ func mayAsk(r request) bool {
 	case o.Resource == "events":
 		return o.Namespace == "default" && (r.Verb == "create" || r.Verb == "patch")
 	case o.Resource == "leases":
-		return o.Namespace == namespace
+		return o.Namespace == rigtest.Namespace
 	case o.Resource == "volumeattachments":
 		return r.Verb == "get"
 	}

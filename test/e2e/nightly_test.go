@@ -11,7 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/hosthygiene/agent/test/rig"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 // TestNightly is what takes too long for every change.
@@ -35,32 +35,28 @@ func TestNightly(t *testing.T) {
 // reboot: what was a problem before the machine booted is not told as one
 // afterwards, when it is none.
 func (w *world) reboot(t *testing.T) {
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.dump(t)
-		}
-	})
-	await(t, "every condition to be healthy", w.healthy)
+	rigtest.OnFailure(t, w.dump)
+	w.Await(t, "every condition to be healthy", w.healthy)
 	before := w.mark()
-	w.mustGuest(t, "systemctl stop chrony")
-	await(t, "NoTimeDaemon", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
-	await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
+	w.Guest(t, "systemctl stop chrony")
+	w.Await(t, "NoTimeDaemon", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
+	w.Await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
 	// The daemon is enabled and starts with the machine.
 	before = w.mark()
-	boot := w.mustGuest(t, "cat /proc/sys/kernel/random/boot_id; systemd-run --quiet --on-active=1 systemctl reboot")
+	boot := w.Guest(t, "cat /proc/sys/kernel/random/boot_id; systemd-run --quiet --on-active=1 systemctl reboot")
 	// It goes down in order first, and waits for what does not stop.
-	awaitFor(t, 3*patience, "the machine to boot again", func() error {
-		now, err := w.guest(t.Context(), "cat /proc/sys/kernel/random/boot_id")
+	w.AwaitFor(t, 3*patience, "the machine to boot again", func() error {
+		now, err := w.TryGuest(t.Context(), "cat /proc/sys/kernel/random/boot_id")
 		if err == nil && now == boot {
 			return errors.New("it has not gone down yet")
 		}
 		return err
 	})
-	if err := w.node.WaitReady(t.Context()); err != nil {
+	if err := w.Node.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "every condition to be healthy", w.healthy)
-	seconds, err := strconv.ParseInt(w.mustGuest(t, "awk '$1 == \"btime\" {print $2}' /proc/stat"), 10, 64)
+	w.Await(t, "every condition to be healthy", w.healthy)
+	seconds, err := strconv.ParseInt(w.Guest(t, "awk '$1 == \"btime\" {print $2}' /proc/stat"), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,50 +73,29 @@ func (w *world) reboot(t *testing.T) {
 		}
 	}
 	w.invariants(t)
-	w.spent("rebooted")
+	w.Spent("rebooted")
 }
 
 // secondNode: an agent on another node speaks of that node only.
 func (w *world) secondNode(t *testing.T) {
-	if w.attached {
+	if w.Attached {
 		t.Skip("the control plane is another process's, and takes no node from here")
 	}
-	tools, err := rig.BuildTools(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := rig.BuildNodeImage(t.Context(), tools)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node, err := rig.StartNode(t.Context(), w.cp, image, rig.NodeOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := node.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	other := &world{cp: w.cp, node: node, admin: w.admin, began: w.began, agent: w.agent}
+	other := &world{Cluster: w.AddNode(t), agent: w.agent}
 	other.observe(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			other.dump(t)
-		}
-	})
+	rigtest.OnFailure(t, other.dump)
 	other.load(t)
-	other.mustGuest(t, outfit) // the config requires its package
-	await(t, "the other node to be healthy", other.healthy)
+	other.Guest(t, outfit) // the config requires its package
+	w.Await(t, "the other node to be healthy", other.healthy)
 
 	here, there := w.mark(), other.mark()
-	other.mustGuest(t, "systemctl stop chrony")
-	await(t, "NoTimeDaemon", other.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
-	await(t, "the Event", func() error { return other.event(there, corev1.EventTypeWarning, "NoTimeDaemon") })
+	other.Guest(t, "systemctl stop chrony")
+	w.Await(t, "NoTimeDaemon", other.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
+	w.Await(t, "the Event", func() error { return other.event(there, corev1.EventTypeWarning, "NoTimeDaemon") })
 	w.passes(t, 2)
 	for _, c := range w.changesSince(here) {
 		t.Errorf("the other node's fault changed this one: %s", c)
 	}
 	other.invariants(t)
-	w.spent("second node")
+	w.Spent("second node")
 }

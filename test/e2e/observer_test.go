@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -16,10 +14,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/rest"
-)
 
-const prefix = "hosthygiene.io/"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
+)
 
 // change is one difference the API server showed in a condition of ours.
 type change struct {
@@ -50,34 +47,27 @@ func (c change) statusChange() bool {
 // observer follows the Node and the agent's Events with watches, so that it
 // sees every version of a condition: one that flickers between two polls too.
 type observer struct {
-	client *http.Client
-	server string
-	node   string
+	cluster *rigtest.Cluster
 
 	mu         sync.Mutex
-	conditions map[string]corev1.NodeCondition
+	conditions rigtest.Conditions
 	changes    []change
 	events     map[string]corev1.Event // by name
 	faults     []string                // what no condition may ever do
 	lists      int                     // how often either was listed
 }
 
-func newObserver(cfg *rest.Config, node string) (*observer, error) {
-	client, err := rest.HTTPClientFor(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return &observer{client: client, server: cfg.Host, node: node,
-		conditions: map[string]corev1.NodeCondition{}, events: map[string]corev1.Event{}}, nil
+func newObserver(c *rigtest.Cluster) *observer {
+	return &observer{cluster: c, conditions: rigtest.Conditions{}, events: map[string]corev1.Event{}}
 }
 
 func (o *observer) run(ctx context.Context) {
 	var running sync.WaitGroup
 	running.Go(func() {
-		o.follow(ctx, "/api/v1/nodes", "metadata.name="+o.node, o.seeNode)
+		o.follow(ctx, "/api/v1/nodes", "metadata.name="+o.cluster.Node.Name(), o.seeNode)
 	})
 	running.Go(func() {
-		o.follow(ctx, "/api/v1/namespaces/default/events", "involvedObject.name="+o.node, o.seeEvent)
+		o.follow(ctx, "/api/v1/namespaces/default/events", "involvedObject.name="+o.cluster.Node.Name(), o.seeEvent)
 	})
 	running.Wait()
 }
@@ -92,7 +82,7 @@ func (o *observer) seeNode(raw []byte) error {
 	defer o.mu.Unlock()
 	seen := map[string]bool{}
 	for _, c := range n.Status.Conditions {
-		kind, ours := strings.CutPrefix(string(c.Type), prefix)
+		kind, ours := strings.CutPrefix(string(c.Type), rigtest.ConditionPrefix)
 		if !ours {
 			continue
 		}
@@ -167,7 +157,7 @@ func (o *observer) once(ctx context.Context, path, selector string, see func([]b
 		Items    []json.RawMessage
 	}
 	query := url.Values{"fieldSelector": {selector}}
-	if err := o.get(ctx, path+"?"+query.Encode(), &list); err != nil {
+	if err := o.cluster.Get(ctx, path+"?"+query.Encode(), &list); err != nil {
 		return err
 	}
 	for _, item := range list.Items {
@@ -180,7 +170,7 @@ func (o *observer) once(ctx context.Context, path, selector string, see func([]b
 	o.mu.Unlock()
 	query.Set("watch", "1")
 	query.Set("resourceVersion", list.Metadata.ResourceVersion)
-	body, err := o.open(ctx, path+"?"+query.Encode())
+	body, err := o.cluster.Open(ctx, path+"?"+query.Encode())
 	if err != nil {
 		return err
 	}
@@ -203,34 +193,6 @@ func (o *observer) once(ctx context.Context, path, selector string, see func([]b
 			return errors.New("the watch expired")
 		}
 	}
-}
-
-func (o *observer) open(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, o.server+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := o.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
-		return nil, fmt.Errorf("GET %s: %s: %s", path, resp.Status, body)
-	}
-	return resp.Body, nil
-}
-
-func (o *observer) get(ctx context.Context, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	body, err := o.open(ctx, path)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	return json.NewDecoder(body).Decode(into)
 }
 
 // condition returns a condition of ours as it is now.
@@ -260,10 +222,10 @@ func (o *observer) bare() error {
 }
 
 // all returns every condition of ours as it is now.
-func (o *observer) all() map[string]corev1.NodeCondition {
+func (o *observer) all() rigtest.Conditions {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	now := make(map[string]corev1.NodeCondition, len(o.conditions))
+	now := make(rigtest.Conditions, len(o.conditions))
 	for kind, c := range o.conditions {
 		now[kind] = c
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 //go:embed testdata/config.yaml
@@ -24,7 +26,7 @@ type step func(ctx context.Context, w *world) error
 // sh is a step that runs a shell script on the node.
 func sh(script string) step {
 	return func(ctx context.Context, w *world) error {
-		_, err := w.guest(ctx, script)
+		_, err := w.TryGuest(ctx, script)
 		return err
 	}
 }
@@ -42,11 +44,11 @@ func steps(all ...step) step {
 }
 
 func unplug(id string) step {
-	return func(ctx context.Context, w *world) error { return w.node.Unplug(ctx, id) }
+	return func(ctx context.Context, w *world) error { return w.Node.Unplug(ctx, id) }
 }
 
 func replug(id string) step {
-	return func(ctx context.Context, w *world) error { return w.node.Replug(ctx, id) }
+	return func(ctx context.Context, w *world) error { return w.Node.Replug(ctx, id) }
 }
 
 // scenario is a fault, what the Node has to say of it, and its repair.
@@ -218,7 +220,7 @@ const outfitOff = `dpkg --purge hygiene-e2e; rm -rf /tmp/e2e`
 
 // play goes through one scenario.
 func (w *world) play(t *testing.T, l lane, s scenario) {
-	ctx := cleanupContext(t)
+	ctx := w.CleanupContext(t)
 	do := func(what string, do step) {
 		t.Helper()
 		if do == nil {
@@ -238,10 +240,10 @@ func (w *world) play(t *testing.T, l lane, s scenario) {
 		}
 		return errors.Join(errs...)
 	}
-	await(t, "calm", calm)
+	w.Await(t, "calm", calm)
 	repaired := false
 	t.Cleanup(func() {
-		ctx := cleanupContext(t)
+		ctx := w.CleanupContext(t)
 		if !repaired {
 			if err := s.repair(ctx, w); err != nil {
 				t.Errorf("repair: %v", err)
@@ -253,25 +255,21 @@ func (w *world) play(t *testing.T, l lane, s scenario) {
 			}
 		}
 	})
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.dump(t)
-		}
-	})
+	rigtest.OnFailure(t, w.dump)
 	do("prepare", s.prepare)
 
 	before := w.mark()
 	do("fault", s.fault)
-	await(t, s.reason, func() error {
+	w.Await(t, s.reason, func() error {
 		if c, _ := w.condition(s.condition); !strings.Contains(c.Message, s.says) {
 			return fmt.Errorf("the message does not name %s: %s", s.says, c.Message)
 		}
 		return w.is(s.condition, corev1.ConditionTrue, s.reason)()
 	})
 	told := w.when(before, s.condition, corev1.ConditionTrue)
-	await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, s.reason) })
+	w.Await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, s.reason) })
 	if s.critical {
-		await(t, "Ready to name it", func() error {
+		w.Await(t, "Ready to name it", func() error {
 			if c, _ := w.condition("Ready"); c.Status != corev1.ConditionFalse || !strings.Contains(c.Message, s.says) {
 				return fmt.Errorf("Ready is %s/%s: %s", c.Status, c.Reason, c.Message)
 			}
@@ -284,15 +282,15 @@ func (w *world) play(t *testing.T, l lane, s scenario) {
 	fixed := time.Now()
 	do("repair", s.repair)
 	repaired = true
-	await(t, "the condition to clear", func() error {
+	w.Await(t, "the condition to clear", func() error {
 		if c, _ := w.condition(s.condition); !strings.Contains(c.Message, s.well) {
 			return fmt.Errorf("the message does not say %s: %s", s.well, c.Message)
 		}
 		return w.is(s.condition, corev1.ConditionFalse, "NoProblem")()
 	})
 	cleared := w.when(before, s.condition, corev1.ConditionFalse)
-	await(t, "calm", calm)
-	await(t, "the Event that it is over", func() error { return w.event(before, corev1.EventTypeNormal, "NoProblem") })
+	w.Await(t, "calm", calm)
+	w.Await(t, "the Event that it is over", func() error { return w.event(before, corev1.EventTypeNormal, "NoProblem") })
 	w.mu.Lock()
 	w.rows = append(w.rows, row{s.name, s.reason, told.Sub(before.at), cleared.Sub(fixed)})
 	w.mu.Unlock()
@@ -356,7 +354,7 @@ func (w *world) event(m mark, kind, reason string) error {
 	var others []string
 	for _, e := range w.eventsSince(m) {
 		if e.Type == kind && e.Reason == reason {
-			if e.InvolvedObject.Kind != "Node" || e.InvolvedObject.Name != w.node.Name() || e.Message == "" {
+			if e.InvolvedObject.Kind != "Node" || e.InvolvedObject.Name != w.Node.Name() || e.Message == "" {
 				return fmt.Errorf("the Event is about %s %s: %q", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Message)
 			}
 			return nil

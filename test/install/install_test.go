@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/test/rig"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 const (
@@ -37,19 +38,7 @@ metadata: {name: windows, labels: {kubernetes.io/os: windows}}
 
 func TestInstallAndRemove(t *testing.T) {
 	ctx := t.Context()
-	tools, err := rig.BuildTools(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cp, err := rig.StartControlPlane(ctx, t.TempDir(), tools, rig.ControlPlaneOptions{Controllers: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cp.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	cp := rigtest.ControlPlane(t, rig.ControlPlaneOptions{Controllers: true})
 	kubectl := func(args ...string) string {
 		t.Helper()
 		out, err := cp.Kubectl(ctx, args...)
@@ -104,7 +93,7 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 
-	for _, overlay := range []string{"openshift", "loopback-metrics", "remedies"} {
+	for _, overlay := range []string{"openshift", "loopback-metrics", "remedies", "before-1.30"} {
 		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
 	}
 

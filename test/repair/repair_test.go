@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
 
 //go:embed testdata
@@ -36,8 +38,6 @@ const (
 	sysctlFile  = "/etc/sysctl.d/90-host-hygiene.conf"
 
 	agentPlan = guestAgent + " plan --config /run/repair/config.yaml"
-	// agentPID is a line of shell that sets pid to the agent's in its container.
-	agentPID = `pid=; for p in $(pgrep -x agent); do grep -q kubepods /proc/$p/cgroup && pid=$p; done; test -n "$pid"` + "\n"
 )
 
 // TestRepair is one story, for each chapter needs what the one before has done:
@@ -49,19 +49,15 @@ func TestRepair(t *testing.T) {
 	}
 	w := start(t)
 	w.remove(t) // what an earlier run left on an attached cluster
-	w.guest(t, text(t, "restore.sh"))
+	w.Guest(t, text(t, "restore.sh"))
 	w.buildAgent(t)
 	t.Cleanup(func() {
 		w.remove(t)
-		w.guest(t, text(t, "restore.sh"))
+		w.Guest(t, text(t, "restore.sh"))
 	})
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.dump(t)
-		}
-	})
-	w.guest(t, text(t, "strip.sh"))
-	w.spent("node stripped of its storage packages")
+	rigtest.OnFailure(t, w.dump)
+	w.Guest(t, text(t, "strip.sh"))
+	w.Spent("node stripped of its storage packages")
 
 	for _, chapter := range []struct {
 		name string
@@ -75,7 +71,7 @@ func TestRepair(t *testing.T) {
 		{"rollback", w.rollback},
 	} {
 		t.Run(chapter.name, chapter.play)
-		w.spent(chapter.name)
+		w.Spent(chapter.name)
 	}
 }
 
@@ -83,7 +79,7 @@ func TestRepair(t *testing.T) {
 func (w *world) fingerprint(t *testing.T) map[string]string {
 	t.Helper()
 	files := map[string]string{}
-	for line := range strings.Lines(w.guest(t, text(t, "fingerprint.sh"))) {
+	for line := range strings.Lines(w.Guest(t, text(t, "fingerprint.sh"))) {
 		what, seen, _ := strings.Cut(strings.TrimSpace(line), "\t")
 		files[what] = seen
 	}
@@ -113,7 +109,7 @@ func differences(before, after map[string]string) []string {
 func (w *world) planned(t *testing.T) (steps []plannedStep) {
 	t.Helper()
 	var plan struct{ Steps []plannedStep }
-	out := w.guest(t, agentPlan+" -o json")
+	out := w.Guest(t, agentPlan+" -o json")
 	if err := json.Unmarshal([]byte(out), &plan); err != nil {
 		t.Fatalf("agent plan -o json: %v\n%s", err, out)
 	}
@@ -132,13 +128,13 @@ func (w *world) plan(t *testing.T) {
 	if len(before) < 500 {
 		t.Fatalf("only %d aspects of files were seen", len(before))
 	}
-	w.kubectl(t, "apply", "-k", overlay)
+	w.Kubectl(t, "apply", "-k", overlay)
 	w.writeConfig(t, text(t, "config.yaml"))
-	w.podReady(t, 0)
-	await(t, "PackageMissing", w.is(t, "PackageProblem", corev1.ConditionTrue, "PackageMissing"))
+	w.PodReady(t, 0)
+	w.Await(t, "PackageMissing", w.is(t, "PackageProblem", corev1.ConditionTrue, "PackageMissing"))
 	w.logged(t, "remedy planned", "step=packages")
 	w.logged(t, "remedy planned", "step=module-dm_multipath")
-	told := w.guest(t, agentPlan+" --simulate")
+	told := w.Guest(t, agentPlan+" --simulate")
 	for _, want := range []string{
 		"apt-get install --yes --no-install-recommends --no-upgrade --no-remove", "-- hygiene-slow multipath-tools open-iscsi",
 		"apt-get update", "dry run: would install",
@@ -176,48 +172,48 @@ func (w *world) heldBack(t *testing.T) {
 	}
 	freed := time.Now()
 	w.holdSlot(t, "")
-	await(t, "the slot to be taken", func() error {
+	w.Await(t, "the slot to be taken", func() error {
 		l, err := w.slot(t.Context())
-		if err == nil && holder(l) != w.node.Name() {
+		if err == nil && holder(l) != w.Node.Name() {
 			err = fmt.Errorf("the holder is %q", holder(l))
 		}
 		return err
 	})
-	w.spent(fmt.Sprintf("the slot was taken %s after it was freed", time.Since(freed).Round(100*time.Millisecond)))
+	w.Spent(fmt.Sprintf("the slot was taken %s after it was freed", time.Since(freed).Round(100*time.Millisecond)))
 }
 
 // killed: the agent is killed while apt works, which goes on outside of its pod;
 // the next agent finds it, waits for it and does not begin anew.
 func (w *world) killed(t *testing.T) {
-	await(t, "hygiene-slow to be half-way", func() error {
-		if w.guest(t, "test ! -e /run/repair/waiting || echo yes") != "yes" {
+	w.Await(t, "hygiene-slow to be half-way", func() error {
+		if w.Guest(t, "test ! -e /run/repair/waiting || echo yes") != "yes" {
 			return errors.New("its script does not run yet")
 		}
 		return nil
 	})
-	if got := w.guest(t, "systemctl show -P ControlGroup host-hygiene-packages.service"); got != "/system.slice/host-hygiene-packages.service" {
+	if got := w.Guest(t, "systemctl show -P ControlGroup host-hygiene-packages.service"); got != "/system.slice/host-hygiene-packages.service" {
 		t.Errorf("apt works in the control group %q", got)
 	}
 	l, err := w.slot(t.Context())
-	if err != nil || holder(l) != w.node.Name() || *l.Spec.LeaseDurationSeconds < 45*60 {
+	if err != nil || holder(l) != w.Node.Name() || *l.Spec.LeaseDurationSeconds < 45*60 {
 		t.Errorf("the slot does not cover the installation: %+v, %v", l, err)
 	}
-	apt := w.guest(t, "systemctl show -P MainPID host-hygiene-packages.service")
-	w.guest(t, agentPID+"kill -9 $pid")
-	w.podReady(t, 1)
+	apt := w.Guest(t, "systemctl show -P MainPID host-hygiene-packages.service")
+	w.Guest(t, rigtest.AgentPID+"kill -9 $pid")
+	w.PodReady(t, 1)
 	w.logged(t, "following a job that was begun before", "job=host-hygiene-packages", "running=true")
-	if now := w.guest(t, "systemctl show -P MainPID host-hygiene-packages.service"); now != apt {
+	if now := w.Guest(t, "systemctl show -P MainPID host-hygiene-packages.service"); now != apt {
 		t.Errorf("apt was process %s and is %s", apt, now)
 	}
-	if l, err := w.slot(t.Context()); err != nil || holder(l) != w.node.Name() {
+	if l, err := w.slot(t.Context()); err != nil || holder(l) != w.Node.Name() {
 		t.Errorf("the slot was given away while apt works: held by %q, %v", holder(l), err)
 	}
-	w.guest(t, "touch /run/repair/go-on")
+	w.Guest(t, "touch /run/repair/go-on")
 	w.awaitEvent(t, "RemedyApplied", "multipath-tools")
-	if n := w.guest(t, "grep -c '^Commandline: .* install .*hygiene-slow' /var/log/apt/history.log"); n != "1" {
-		t.Errorf("apt has installed %s times:\n%s", n, w.guest(t, "cat /var/log/apt/history.log"))
+	if n := w.Guest(t, "grep -c '^Commandline: .* install .*hygiene-slow' /var/log/apt/history.log"); n != "1" {
+		t.Errorf("apt has installed %s times:\n%s", n, w.Guest(t, "cat /var/log/apt/history.log"))
 	}
-	if bad := w.guest(t, "dpkg --audit"); bad != "" {
+	if bad := w.Guest(t, "dpkg --audit"); bad != "" {
 		t.Errorf("dpkg is not well: %s", bad)
 	}
 }
@@ -225,17 +221,17 @@ func (w *world) killed(t *testing.T) {
 // vendorSettings are what multipathd has in force for the profile's devices.
 func (w *world) vendorSettings(t *testing.T) string {
 	t.Helper()
-	return w.guest(t, `multipathd show config | awk '/^defaults/ {d=1} d && /find_multipaths/ {print} /^}/ {d=0}
+	return w.Guest(t, `multipathd show config | awk '/^defaults/ {d=1} d && /find_multipaths/ {print} /^}/ {d=0}
 /^\tdevice \{/ {b=""; in_=1} in_ {b=b $0 "\n"} in_ && /^\t}/ {if (b ~ /product "\^?TCMU device/) last=b; in_=0} END {printf "%s", last}'`)
 }
 
 // mended: nothing is wrong any more, multipathd has the vendor's settings, and
 // there is nothing left to plan.
 func (w *world) mended(t *testing.T) {
-	await(t, "every condition to be healthy", w.healthy(t))
+	w.Await(t, "every condition to be healthy", w.healthy(t))
 	w.awaitEvent(t, "RemedyStarted", "multipath-tools")
 	w.awaitEvent(t, "RemedyConfirmed", "multipath-tools")
-	w.guest(t, `dpkg-query -W -f '${db:Status-Status}\n' multipath-tools open-iscsi hygiene-slow | grep -vx installed && exit 1
+	w.Guest(t, `dpkg-query -W -f '${db:Status-Status}\n' multipath-tools open-iscsi hygiene-slow | grep -vx installed && exit 1
 grep -q '^dm_multipath ' /proc/modules; grep -q '^iscsi_tcp ' /proc/modules
 grep -qx iscsi_tcp `+modulesFile+`
 systemctl is-active -q multipathd.service iscsid.socket; systemctl is-enabled -q multipathd.service iscsid.socket
@@ -253,7 +249,7 @@ grep -q '^InitiatorName=iqn' /etc/iscsi/initiatorname.iscsi`)
 	if steps := w.planned(t); len(steps) > 0 {
 		t.Errorf("there is still something to plan: %+v", steps)
 	}
-	await(t, "the slot to be given back", func() error {
+	w.Await(t, "the slot to be given back", func() error {
 		l, err := w.slot(t.Context())
 		if err == nil && holder(l) != "" {
 			err = fmt.Errorf("it is held by %q", holder(l))
@@ -270,8 +266,8 @@ grep -q '^InitiatorName=iqn' /etc/iscsi/initiatorname.iscsi`)
 // and again.
 func (w *world) faulty(t *testing.T) {
 	const running = "multipathd show config; ls -l --time-style=full-iso /etc/multipath/conf.d; sha256sum /etc/multipath/conf.d/*"
-	before := w.guest(t, running)
-	users := w.guest(t, "cat /proc/sys/fs/inotify/max_user_instances")
+	before := w.Guest(t, running)
+	users := w.Guest(t, "cat /proc/sys/fs/inotify/max_user_instances")
 	w.configure(t, text(t, "faulty.yaml"))
 	failed := w.awaitEvent(t, "RemedyFailed", "hygiene-no-such")
 	if !strings.Contains(failed, "Unable to locate package hygiene-no-such") {
@@ -283,17 +279,17 @@ func (w *world) faulty(t *testing.T) {
 	}
 	w.awaitEvent(t, "RemedyConfirmed", "fs.inotify.max_user_instances")
 	w.awaitEvent(t, "RemedyConfirmed", "dummy")
-	w.guest(t, `test $(cat /proc/sys/fs/inotify/max_user_instances) = 8192
+	w.Guest(t, `test $(cat /proc/sys/fs/inotify/max_user_instances) = 8192
 grep -qx 'fs.inotify.max_user_instances = 8192' `+sysctlFile+`; grep -q '^dummy ' /proc/modules; grep -qx dummy `+modulesFile)
 	if users == "8192" {
 		t.Error("the kernel setting was what it should become, so that it proves nothing")
 	}
-	if after := w.guest(t, running); after != before {
+	if after := w.Guest(t, running); after != before {
 		t.Errorf("multipathd's settings or files are not what they were:\n%s\nand now\n%s", before, after)
 	}
-	await(t, "FileMissing", w.is(t, "ServiceProblem", corev1.ConditionTrue, "FileMissing"))
-	await(t, "PackageMissing", w.is(t, "PackageProblem", corev1.ConditionTrue, "PackageMissing"))
-	await(t, "Ready to name what failed", func() error {
+	w.Await(t, "FileMissing", w.is(t, "ServiceProblem", corev1.ConditionTrue, "FileMissing"))
+	w.Await(t, "PackageMissing", w.is(t, "PackageProblem", corev1.ConditionTrue, "PackageMissing"))
+	w.Await(t, "Ready to name what failed", func() error {
 		all, err := w.conditions(t.Context())
 		if err == nil && !strings.Contains(all["Ready"].Message, "failed at") {
 			err = fmt.Errorf("it says %q", all["Ready"].Message)
@@ -301,8 +297,8 @@ grep -qx 'fs.inotify.max_user_instances = 8192' `+sysctlFile+`; grep -q '^dummy 
 		return err
 	})
 
-	await(t, "the finding to have apt's own last lines", func() error {
-		told := w.guest(t, guestAgent+" explain packages || true")
+	w.Await(t, "the finding to have apt's own last lines", func() error {
+		told := w.Guest(t, guestAgent+" explain packages || true")
 		if !strings.Contains(told, "its remedy failed: ") || strings.Count(told, "E: Unable to locate package hygiene-no-such") < 2 {
 			return fmt.Errorf("agent explain says\n%s", told)
 		}
@@ -335,20 +331,20 @@ grep -qx 'fs.inotify.max_user_instances = 8192' `+sysctlFile+`; grep -q '^dummy 
 // rollback: everything but packages and modules is what it was.
 func (w *world) rollback(t *testing.T) {
 	w.configure(t, strings.Replace(text(t, "config.yaml"), "storageProfiles: [gluster-block]\nrequire:\n  packages: [{name: hygiene-slow}]\n", "", 1))
-	told := w.guest(t, guestAgent+" rollback --all")
+	told := w.Guest(t, guestAgent+" rollback --all")
 	for _, want := range []string{profileFile + " is gone", modulesFile + " is gone", sysctlFile + " is gone",
 		"fs.inotify.max_user_instances is ", "apt-get remove", "the module dummy stays loaded"} {
 		if !strings.Contains(told, want) {
 			t.Errorf("agent rollback --all does not say %q:\n%s", want, told)
 		}
 	}
-	w.guest(t, `for f in `+profileFile+` `+modulesFile+` `+sysctlFile+`; do test ! -e $f; done
+	w.Guest(t, `for f in `+profileFile+` `+modulesFile+` `+sysctlFile+`; do test ! -e $f; done
 test $(cat /proc/sys/fs/inotify/max_user_instances) != 8192
 systemctl is-active -q multipathd.service`)
 	if s := w.vendorSettings(t); strings.Contains(s, "no_path_retry 120") || strings.Contains(s, `no_path_retry "120"`) {
 		t.Errorf("multipathd still has the settings that were taken back: %s", s)
 	}
-	if again := w.guest(t, guestAgent+" rollback --all"); again != "Nothing to take back." {
+	if again := w.Guest(t, guestAgent+" rollback --all"); again != "Nothing to take back." {
 		t.Errorf("a second rollback says %q", again)
 	}
 }
