@@ -22,6 +22,9 @@ import (
 
 const timeProblem = probes.ConditionPrefix + "TimeProblem"
 
+// userAgent tells the agents' requests from those that only prepare for them.
+const userAgent = "host-hygiene-agent/fleet"
+
 // agent is an agent without a host: the project's own client and publisher on a
 // connection of their own, given snapshots as often as the engine gives them.
 type agent struct {
@@ -58,7 +61,7 @@ func (a *agent) start() {
 	ctx, l.cancel = context.WithCancel(context.Background())
 	c := rest.CopyConfig(&a.fleet.address)
 	c.BearerToken = a.token
-	c.UserAgent = "host-hygiene-agent/fleet"
+	c.UserAgent = userAgent
 	c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		a.fleet.record.Load().dialed()
 		d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}

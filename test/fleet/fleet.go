@@ -134,7 +134,7 @@ func newFleet(ctx context.Context, dir string, p population, manifests string, l
 		return nil, fmt.Errorf("making %d nodes, their pods and their tokens: %w", f.nodes, err)
 	}
 	log.InfoContext(ctx, "nodes, pods and tokens made", "nodes", f.nodes, "took", time.Since(began).Round(time.Second))
-	return f, f.waitForPolicy(ctx)
+	return f, f.waitForPolicies(ctx)
 }
 
 // allowFiles sees to it that this process may have a connection for each node,
@@ -223,23 +223,30 @@ func (f *fleet) makeNode(ctx context.Context, i int) (*agent, error) {
 	return a, nil
 }
 
-// waitForPolicy waits until the admission policy of the manifests is in force,
-// which takes some moments: a Lease of a name that no agent may use is refused.
-func (f *fleet) waitForPolicy(ctx context.Context) error {
+// waitForPolicies waits until the admission policies of the manifests are in
+// force, which takes some moments: until an agent's token may neither write a
+// Lease of a name that is no slot's nor the status of another's node.
+func (f *fleet) waitForPolicies(ctx context.Context) error {
+	if len(f.agents) < 2 {
+		return errors.New("a fleet has two nodes at least")
+	}
 	c := rest.CopyConfig(&f.address)
 	c.BearerToken = f.agents[0].token
-	api, err := report.NewAPI(f.agents[0].name, c)
+	c.UserAgent = "fleet-trespasser"
+	api, err := report.NewAPI(f.agents[1].name, c)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for i := 0; ; i++ {
-		l := &report.Lease{Metadata: report.LeaseMetadata{Namespace: namespace, Name: fmt.Sprintf("fleet-%d", i)}}
-		if _, err := api.CreateLease(ctx, l); denied(err) {
+		_, lease := api.CreateLease(ctx, &report.Lease{Metadata: report.LeaseMetadata{Namespace: namespace, Name: fmt.Sprintf("fleet-%d", i)}})
+		_, node := api.PatchConditions(ctx, []byte(`{"status":{"conditions":[]}}`))
+		if denied(lease) && denied(node) {
 			return nil
-		} else if ctx.Err() != nil {
-			return fmt.Errorf("the admission policy is not in force after a minute: %w", errors.Join(err, ctx.Err()))
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("the admission policies are not in force after a minute: %w", errors.Join(lease, node))
 		}
 		time.Sleep(200 * time.Millisecond)
 	}

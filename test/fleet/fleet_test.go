@@ -145,19 +145,16 @@ func (l *audit) read() {
 		}
 		l.offset += int64(len(line))
 		var r struct {
-			Verb, RequestURI, Stage string
-			User                    struct {
-				Username string
-				Extra    map[string][]string
-			}
-			ObjectRef      struct{ Resource, Subresource, Name string }
-			ResponseStatus struct{ Code int }
+			Verb, RequestURI, Stage, UserAgent string
+			User                               struct{ Extra map[string][]string }
+			ObjectRef                          struct{ Resource, Subresource, Name string }
+			ResponseStatus                     struct{ Code int }
 		}
 		if err := json.Unmarshal(line, &r); err != nil {
 			l.t.Fatalf("audit log: %v: %.200s", err, line)
 		}
 		// A watch is noted when it starts and when it ends.
-		if r.User.Username != "system:serviceaccount:"+namespace+":"+account || r.ObjectRef.Resource == "leases" ||
+		if r.UserAgent != userAgent ||
 			r.Verb == "watch" && r.Stage != "ResponseStarted" || r.Verb != "watch" && r.Stage != "ResponseComplete" {
 			continue
 		}
