@@ -56,9 +56,10 @@ type largeHost struct {
 	*host.Tree
 	dir  string
 	size hostSize
-	// processes is the reading of the process table that the probes of one pass
-	// share, however long the pass takes on a busy machine.
+	// processes and disks are the readings that the probes of one pass share,
+	// however long the pass takes on a busy machine.
 	processes func(context.Context) ([]host.Process, error)
+	disks     func(context.Context) ([]host.BlockDevice, error)
 
 	units   map[string]host.Unit
 	maps    []host.DMDevice
@@ -103,7 +104,7 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 	}
 	b := &builder{t: t, dir: dir, made: map[string]bool{}}
 	h := &largeHost{dir: dir, size: size, units: map[string]host.Unit{}, sockets: map[string]string{}}
-	b.system()
+	b.system(h)
 	b.storage(h)
 	b.podsAndProcesses(h)
 	b.mountTable(h)
@@ -111,32 +112,45 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 	h.serveMultipathd(t, filepath.Join(dir, "run/multipathd.socket"))
 	h.serveChronyd(t)
 	h.open(t)
-	t.Cleanup(func() { h.Tree.Close() })
 	return h
 }
 
-// open opens the tree anew: what a view remembers for a second or a minute is
-// forgotten by the next pass of a running agent.
+// open opens the tree as an agent that starts does: nothing is remembered.
 func (h *largeHost) open(t testing.TB) {
 	t.Helper()
-	if h.Tree != nil {
-		h.Tree.Close()
-	}
 	tree, err := host.OpenTree(h.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { tree.Close() })
 	h.Tree = tree
+	h.next()
+}
+
+// next begins a pass: what a view shares for a second is read again.
+func (h *largeHost) next() {
+	tree := h.Tree
+	tree.Expire()
+	h.processes, h.disks = once(tree.Processes), once(tree.BlockDevices)
+}
+
+func once[T any](read func(context.Context) (T, error)) func(context.Context) (T, error) {
 	var once sync.Once
-	var procs []host.Process
-	h.processes = func(ctx context.Context) ([]host.Process, error) {
-		once.Do(func() { procs, err = tree.Processes(ctx) })
-		return procs, err
+	var value T
+	var err error
+	return func(ctx context.Context) (T, error) {
+		once.Do(func() { value, err = read(ctx) })
+		return value, err
 	}
 }
 
 // Processes implements [host.View].
 func (h *largeHost) Processes(ctx context.Context) ([]host.Process, error) { return h.processes(ctx) }
+
+// BlockDevices implements [host.View].
+func (h *largeHost) BlockDevices(ctx context.Context) ([]host.BlockDevice, error) {
+	return h.disks(ctx)
+}
 
 // builder writes files below dir.
 type builder struct {
@@ -179,7 +193,7 @@ func (b *builder) link(name, target string) {
 }
 
 // system writes what every host has once.
-func (b *builder) system() {
+func (b *builder) system(h *largeHost) {
 	b.file("/etc/os-release", "ID=debian\nVERSION_ID=\"13\"\nNAME=\"Debian GNU/Linux\"\n")
 	b.file("/proc/cmdline", "BOOT_IMAGE=/vmlinuz root=UUID=0 ro quiet\n")
 	b.file("/proc/sys/kernel/osrelease", "6.12.48+deb13-amd64\n")
@@ -191,6 +205,7 @@ func (b *builder) system() {
 	b.file("/proc/stat", fmt.Sprintf("cpu  1 2 3\nbtime %d\n", bootTime.Unix()))
 	b.file("/proc/meminfo", fmt.Sprintf("MemTotal: %d kB\n", hostMem>>10))
 	b.file("/proc/vmstat", strings.Repeat("nr_something 12345\n", 150)+"oom_kill 0\n")
+	b.partitions(h.size.disks())
 	b.file("/proc/swaps", "Filename Type Size Used Priority\n")
 	b.file("/usr/bin/dpkg", "")
 	b.mkdir("/sys/module/iscsi_tcp")
@@ -219,6 +234,17 @@ func (b *builder) block(dir, name, number string) {
 	b.link("/sys/block/"+name, "../"+rel)
 	b.link("/sys/class/block/"+name, "../../"+rel)
 	b.link("/sys/dev/block/"+number, "../../"+rel)
+}
+
+// partitions writes /proc/partitions: sizes in units of 1 KiB.
+func (b *builder) partitions(disks int) {
+	var text strings.Builder
+	text.WriteString("major minor  #blocks  name\n\n 254        0  209715200 vda\n 254        1  209714176 vda1\n")
+	for i := range disks {
+		d := diskNumber(i)
+		fmt.Fprintf(&text, "%4d  %7d %10d %s\n", d.Major, d.Minor, 209715200/2, diskName(i))
+	}
+	b.file("/proc/partitions", text.String())
 }
 
 // diskName is what the kernel calls the disk (sd_format_disk_name of

@@ -46,6 +46,7 @@ func largeRequire() probes.Require {
 // clock they are given, and returns what they said.
 func (p *passer) pass(ctx context.Context) []outcome {
 	p.now = p.now.Add(time.Minute)
+	p.view.next()
 	out := make([]outcome, len(p.list))
 	var wg sync.WaitGroup
 	for i, probe := range p.list {
@@ -73,7 +74,6 @@ func (p *passer) healthy(t testing.TB, out []outcome) {
 func (p *passer) settle(t testing.TB) {
 	t.Helper()
 	for range 2 {
-		p.view.open(t)
 		p.healthy(t, p.pass(t.Context()))
 	}
 }
@@ -110,7 +110,6 @@ func BenchmarkPass(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
 					runtime.GC()
-					h.open(b)
 					b.StartTimer()
 					before := cpuTime()
 					out := p.pass(b.Context())
@@ -130,7 +129,6 @@ type cost struct{ bytes, objects uint64 }
 
 func (p *passer) cost(t testing.TB) cost {
 	t.Helper()
-	p.view.open(t)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	out := p.pass(t.Context())

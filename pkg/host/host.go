@@ -83,6 +83,9 @@ type FileInfo struct {
 	UID     uint32
 	GID     uint32
 	Inode   uint64
+	// Links counts hard links: of a directory in sysfs, a control group or
+	// tmpfs, two and those it has in it.
+	Links uint64
 	// Dev is the device the file lives on, Rdev the one a device node stands for.
 	Dev, Rdev DevNum
 }
@@ -97,8 +100,17 @@ type View interface {
 	// OS tells the distribution and how it is managed.
 	OS(ctx context.Context) (OS, error)
 	// Processes is the host's process table, at most a second old: probes of
-	// one pass share it. The slice must not be changed.
+	// one pass share it. Which processes there are is true then; of one that is
+	// older than two minutes name, parent, state and threads may be those of up
+	// to ten minutes ago. The slice must not be changed.
 	Processes(ctx context.Context) ([]Process, error)
+	// ProcessesNow reads the processes with these PIDs anew, as far as they
+	// still are, in the order given; without PIDs all there are.
+	ProcessesNow(ctx context.Context, pids ...int) ([]Process, error)
+
+	// BlockDevices lists /sys/block by name, at most a second old:
+	// probes of one pass share it. The slice must not be changed.
+	BlockDevices(ctx context.Context) ([]BlockDevice, error)
 
 	// SystemState is systemd's SystemState property: "running", "degraded",
 	// "starting", "stopping", ... ErrNoSystemd where it is not the init.

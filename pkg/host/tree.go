@@ -12,6 +12,7 @@ import (
 type Tree struct {
 	*Root
 	table  processTable
+	blocks blockTable
 	system systemInfo
 }
 
@@ -26,8 +27,26 @@ func OpenTree(dir string) (*Tree, error) {
 
 var _ View = (*Tree)(nil)
 
+// Expire ends the sharing among the probes of one pass, as time does between
+// two: who makes passes faster than one a second says so. What is remembered
+// from pass to pass stays.
+func (t *Tree) Expire() {
+	t.table.expire()
+	t.blocks.expire()
+}
+
 // Processes implements [View].
 func (t *Tree) Processes(ctx context.Context) ([]Process, error) { return t.table.read(ctx, t.Root) }
+
+// ProcessesNow implements [View].
+func (t *Tree) ProcessesNow(ctx context.Context, pids ...int) ([]Process, error) {
+	return t.table.readNow(ctx, t.Root, pids)
+}
+
+// BlockDevices implements [View].
+func (t *Tree) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
+	return t.blocks.read(ctx, t.Root)
+}
 
 // OS implements [View].
 func (t *Tree) OS(ctx context.Context) (OS, error) { return t.system.read(ctx, t.Root) }

@@ -196,7 +196,7 @@ func TestReadMountTableUntilTwoAgree(t *testing.T) {
 		want   int32
 	}{{"4.18.0-553.el8", 2}, {"5.7.19", 2}, {"5.8.0", 1}, {"6.12.1-amd64", 1}, {"unknown", 1}} {
 		h := unmountingHost{hosttest.Parse(t, strings.Replace(smallHost, "kernel=6.12.0", "kernel="+c.kernel, 1)), new(atomic.Int32)}
-		if _, err := readMounts(context.Background(), Input{Host: h}, mountFilter{}); err != nil {
+		if _, err := readMounts(context.Background(), Input{Host: h, Memory: NewMemory()}, mountFilter{}); err != nil {
 			t.Fatal(err)
 		}
 		if n := h.reads.Load(); n != c.want {

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -99,7 +101,7 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	if err != nil {
 		return mountTable{}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
 	}
-	mounts, err := parseMounts(own, filter)
+	mounts, err := parseChangedMounts(in.Memory, name, own, filter)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("mounts: %s: %w", name, err))
 	}
@@ -112,7 +114,7 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	if ok && kubelet.OwnMounts {
 		data, err := readMountTable(ctx, in.Host, kubelet.MountInfo(), torn)
 		if err == nil {
-			mounts, err = parseMounts(data, filter)
+			mounts, err = parseChangedMounts(in.Memory, "of the kubelet", data, filter)
 			t.add(mounts, kubelet.MountInfo())
 		}
 		if err != nil && !isGone(err) { // gone: it has just been restarted
@@ -185,6 +187,35 @@ func kernelBefore(release string, major, minor int) bool {
 		return false
 	}
 	return a < major || a == major && b < minor
+}
+
+// keptMounts is what was parsed of a mount table, and its fingerprint.
+type keptMounts struct {
+	seed   maphash.Seed
+	sum    uint64
+	length int
+	filter mountFilter
+	mounts []*mountinfo.Info
+}
+
+// parseChangedMounts parses a table that is not, byte by byte, the one that was
+// parsed last. There is no shorter sign: the kernel tells of mounts that come and
+// go (poll(2)), but not when it makes a file system read-only.
+func parseChangedMounts(m *Memory, table string, data []byte, filter mountFilter) ([]*mountinfo.Info, error) {
+	key := "mounts " + table
+	old, ok := Kept[keptMounts](m, key)
+	if !ok {
+		old.seed = maphash.MakeSeed()
+	}
+	sum := maphash.Bytes(old.seed, data)
+	if ok && old.sum == sum && old.length == len(data) && maps.Equal(old.filter.Points, filter.Points) {
+		return old.mounts, nil
+	}
+	mounts, err := parseMounts(data, filter)
+	if err == nil {
+		m.Keep(key, keptMounts{old.seed, sum, len(data), filter, mounts})
+	}
+	return mounts, err
 }
 
 // parseMounts parses the lines of proc_pid_mountinfo(5) that the filter wants.
