@@ -83,7 +83,15 @@ func (r *Root) readBlockDevices(before []BlockDevice) ([]BlockDevice, error) {
 	devices := make([]BlockDevice, 0, len(before)+1)
 	var scratch []byte
 	if err := eachEntry(dir, &scratch, func(e dirEntry) {
-		i, ok := slices.BinarySearchFunc(before, e.name, func(d BlockDevice, name []byte) int { return strings.Compare(d.Name, string(name)) })
+		i, ok := slices.BinarySearchFunc(before, e.name, func(d BlockDevice, name []byte) int {
+			switch { // conversions that are only compared cost nothing
+			case d.Name < string(name):
+				return -1
+			case d.Name > string(name):
+				return 1
+			}
+			return 0
+		})
 		if ok && r.sysInMemory && before[i].Node == e.inode {
 			d := before[i]
 			d.State, d.StateErr = "", nil

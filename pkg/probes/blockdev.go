@@ -272,7 +272,7 @@ func (t *blockTree) inventory(ctx context.Context, in Input) (blockDevices, erro
 	}
 	var all blockDevices
 	var errs []error
-	sizes := t.readSizes(ctx, in.Memory)
+	kept := t.keptDisks(ctx, in.Memory)
 	all.Disks = make([]disk, 0, len(devices))
 	for _, device := range devices {
 		name := device.Name
@@ -289,7 +289,7 @@ func (t *blockTree) inventory(ctx context.Context, in Input) (blockDevices, erro
 		}
 		d := disk{Name: name, Kind: kind}
 		if kind == scsiDisk {
-			err = t.readSCSIDisk(ctx, &d, device, sizes)
+			err = t.readSCSIDisk(ctx, &d, device, kept)
 			if device.StateErr != nil && !isGone(device.StateErr) {
 				errs = append(errs, device.StateErr)
 			}
@@ -337,77 +337,78 @@ func (d *disk) takeSize(read host.Attribute) error {
 // readBlockDevice adds size and identity to what is known of a SCSI disk. The
 // identity is read in every pass: an array may put another volume behind a disk
 // that stays.
-func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevice, sizes keptSizes) error {
+func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevice, kept map[string]*keptDisk) error {
 	d.Link, d.State = s.Link, s.State
+	k := kept[d.Name]
 	if wwid := t.files.ReadAttributes(ctx, s.Unit, "wwid")[0]; wwid.Err == nil {
-		d.Identity = cleanIdentity(string(wwid.Data))
+		d.Identity = k.clean(wwid.Data)
 	}
-	var known bool
-	if d.Sectors, known = sizes.of(s); known {
+	if k != nil && k.node == s.Node && s.Node != 0 && k.blocks == k.now {
+		d.Sectors = k.sectors
 		return nil
 	}
 	data, err := t.files.ReadFileMax(ctx, "/sys/block/"+d.Name+"/size", maxAttribute)
 	if err := d.takeSize(host.Attribute{Data: data, Err: err}); err != nil {
 		return err
 	}
-	sizes.keep(s, d.Sectors)
+	// A disk that grew between the two readings is read again.
+	if k != nil && k.now == d.Sectors/2 {
+		k.node, k.blocks, k.sectors = s.Node, k.now, d.Sectors
+	}
 	return nil
 }
 
-// keptSizes are the sizes of SCSI disks, by name, as they were read before.
-// /proc/partitions has all of them in one file, but in units of 1 KiB: it tells
-// that a size is still the one that was read, and an odd sector is not lost.
-type keptSizes map[string]*keptSize
-
-type keptSize struct {
-	// now is the size in /proc/partitions, listed whether it stands there: a
-	// disk of size 0 does not.
+// keptDisk is what was read of a SCSI disk, by name, on an earlier pass.
+// /proc/partitions has the sizes of all of them in one file, but in units of
+// 1 KiB: it tells that a size is still the one that was read, and an odd sector
+// is not lost. A disk of size 0 does not stand there.
+type keptDisk struct {
+	// now is the size in /proc/partitions, if listed there.
 	now    uint64
 	listed bool
 	// sectors were read of the device of this node when now was blocks.
 	node, blocks, sectors uint64
+	// wwid is the attribute as it was read, identity what cleanIdentity made
+	// of it.
+	wwid, identity string
 }
 
-// readSizes brings the kept sizes up to date; without the file every size is
-// read.
-func (t *blockTree) readSizes(ctx context.Context, m *Memory) keptSizes {
-	const key = "sizes of SCSI disks"
-	sizes, ok := Kept[keptSizes](m, key)
-	if !ok {
-		sizes = keptSizes{}
-		m.Keep(key, sizes)
+// clean is cleanIdentity for an attribute that hardly ever changes; k may be nil.
+func (k *keptDisk) clean(wwid []byte) string {
+	if k == nil {
+		return cleanIdentity(string(wwid))
 	}
-	for _, k := range sizes {
+	if k.wwid != string(wwid) {
+		k.wwid = string(wwid)
+		k.identity = cleanIdentity(k.wwid)
+	}
+	return k.identity
+}
+
+// keptDisks brings the kept disks up to date; without /proc/partitions there are
+// none, and every size is read.
+func (t *blockTree) keptDisks(ctx context.Context, m *Memory) map[string]*keptDisk {
+	const key = "SCSI disks"
+	disks, ok := Kept[map[string]*keptDisk](m, key)
+	if !ok {
+		disks = map[string]*keptDisk{}
+		m.Keep(key, disks)
+	}
+	for _, k := range disks {
 		k.listed = false
 	}
 	if data, err := t.files.ReadFile(ctx, "/proc/partitions"); err == nil {
 		parsePartitions(data, func(name []byte, blocks uint64) {
-			k := sizes[string(name)]
+			k := disks[string(name)]
 			if k == nil {
-				k = &keptSize{}
-				sizes[string(name)] = k
+				k = &keptDisk{}
+				disks[string(name)] = k
 			}
 			k.now, k.listed = blocks, true
 		})
 	}
-	maps.DeleteFunc(sizes, func(_ string, k *keptSize) bool { return !k.listed })
-	return sizes
-}
-
-// of returns the size of a disk of which nothing says that it has changed.
-func (s keptSizes) of(d host.BlockDevice) (sectors uint64, ok bool) {
-	k := s[d.Name]
-	if k == nil || d.Node == 0 || k.node != d.Node || k.blocks != k.now {
-		return 0, false
-	}
-	return k.sectors, true
-}
-
-func (s keptSizes) keep(d host.BlockDevice, sectors uint64) {
-	// A disk that grew between the two readings is read again.
-	if k := s[d.Name]; k != nil && k.now == sectors/2 {
-		k.node, k.blocks, k.sectors = d.Node, k.now, sectors
-	}
+	maps.DeleteFunc(disks, func(_ string, k *keptDisk) bool { return !k.listed })
+	return disks
 }
 
 // parsePartitions takes the SCSI disks out of /proc/partitions, "major minor

@@ -296,9 +296,11 @@ func (m *multipathMap) usable() int {
 }
 
 // disk is the kernel's name of a device-mapper device.
-func (m *multipathMap) disk() string { return fmt.Sprintf("dm-%d", m.dev.Minor) }
+func (m *multipathMap) disk() string { return "dm-" + strconv.FormatUint(uint64(m.dev.Minor), 10) }
 
-func devT(d host.DevNum) string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+func devT(d host.DevNum) string {
+	return strconv.FormatUint(uint64(d.Major), 10) + ":" + strconv.FormatUint(uint64(d.Minor), 10)
+}
 
 func parseDevT(s string) (host.DevNum, bool) {
 	major, minor, ok := strings.Cut(s, ":")
@@ -334,16 +336,15 @@ func multipathMaps(ctx context.Context, v host.View, memory *Memory, disks []str
 			continue
 		}
 		m := multipathMap{name: shown(d.Name), wwid: wwid, dev: d.Dev, suspended: d.Suspended}
-		m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
-		for _, t := range d.Targets {
-			if t.Type != "multipath" {
-				continue
-			}
+		i := slices.IndexFunc(d.Targets, func(t host.DMTarget) bool { return t.Type == "multipath" })
+		if i < 0 {
+			m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
+		} else {
+			t := d.Targets[i]
 			m.table, m.status, m.queues = t.Table, t.Status, queuesWithoutPath(t.Table)
 			if m.paths, m.err = parseMultipathStatus(t.Status); m.err != nil {
 				m.err = fmt.Errorf("device-mapper status of map %s: %w", m.name, m.err)
 			}
-			break
 		}
 		found = append(found, m)
 	}
@@ -510,7 +511,8 @@ func (m *multipathMap) hear(said *multipathdMap) {
 	}
 	for _, g := range said.Groups {
 		for _, s := range g.Paths {
-			i := slices.IndexFunc(m.paths, func(p multipathPath) bool { return devT(p.dev) == s.DevT })
+			dev, ok := parseDevT(s.DevT)
+			i := slices.IndexFunc(m.paths, func(p multipathPath) bool { return ok && p.dev == dev })
 			if i < 0 {
 				continue
 			}
