@@ -66,8 +66,14 @@ type largeHost struct {
 	pods    []byte
 	configz []byte
 	sockets map[string]string
-	// commands counts calls of Run.
-	commands atomic.Int64
+	asked   asked
+	// mapsReply is what multipathd answers to "show maps json".
+	mapsReply atomic.Pointer[[]byte]
+}
+
+// asked counts what is answered without opening a file.
+type asked struct {
+	units, dials, ioctls, statfs, kubelet, commands atomic.Int64
 }
 
 var _ host.View = (*largeHost)(nil)
@@ -103,6 +109,9 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 		dir = d
 	}
 	b := &builder{t: t, dir: dir, made: map[string]bool{}}
+	if size.disks() > 10000 {
+		b.said = map[string]string{}
+	}
 	h := &largeHost{dir: dir, size: size, units: map[string]host.Unit{}, sockets: map[string]string{}}
 	b.system(h)
 	b.storage(h)
@@ -157,6 +166,7 @@ type builder struct {
 	t    testing.TB
 	dir  string
 	made map[string]bool
+	said map[string]string
 }
 
 func (b *builder) mkdir(name string) string {
@@ -177,11 +187,24 @@ func (b *builder) file(name, text string) {
 	}
 }
 
-// attributes writes files of one line each.
+// attributes writes files of one line each. On the largest hosts those that say
+// the same are one file under many names: a hundred thousand disks would take
+// gigabytes otherwise.
 func (b *builder) attributes(dir string, pairs ...string) {
 	b.mkdir(dir)
 	for i := 0; i < len(pairs); i += 2 {
-		b.file(dir+"/"+pairs[i], pairs[i+1]+"\n")
+		name, text := dir+"/"+pairs[i], pairs[i+1]
+		if b.said == nil || len(text) > 20 {
+			b.file(name, text+"\n")
+			continue
+		}
+		first, ok := b.said[text]
+		if !ok {
+			b.file(name, text+"\n")
+			b.said[text] = name
+		} else if err := os.Link(b.dir+first, b.dir+name); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 }
 
@@ -506,7 +529,7 @@ func (b *builder) mountTable(h *largeHost) {
 	add("0:5", "/dev", "rw,nosuid,relatime", "devtmpfs udev rw,size=65536k,nr_inodes=65536,mode=755")
 	add("0:26", "/run", "rw,nosuid,nodev,noexec,relatime", "tmpfs tmpfs rw,size=6553600k,mode=755")
 	add("0:27", "/sys/fs/cgroup", "rw,nosuid,nodev,noexec,relatime", "cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot")
-	for m := range h.size.maps {
+	for m := range min(h.size.maps, h.size.mounts/2) {
 		dev := fmt.Sprintf("253:%d", m)
 		source, fsType := "/dev/mapper/"+h.maps[m].Name, "ext4 %s rw,stripe=16"
 		if m%2 == 1 {
@@ -568,13 +591,11 @@ func (b *builder) dpkg(packages int) {
 // serveMultipathd answers `show daemon` and `show maps json` on a Unix socket,
 // in the words of multipathd 0.11.
 func (h *largeHost) serveMultipathd(t testing.TB, socket string) {
-	frame := func(body string) []byte {
-		return append(append(binary.NativeEndian.AppendUint64(nil, uint64(len(body)+1)), body...), 0)
-	}
 	replies := map[string][]byte{
-		"show daemon":    frame(fmt.Sprintf("pid %d idle\n", pidMultipathd)),
-		"show maps json": frame(h.mapsJSON()),
+		"show daemon": frame(fmt.Sprintf("pid %d idle\n", pidMultipathd)),
 	}
+	maps := frame(h.mapsJSON())
+	h.mapsReply.Store(&maps)
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -601,13 +622,21 @@ func (h *largeHost) serveMultipathd(t testing.TB, socket string) {
 					if _, err := io.ReadFull(conn, buf[:n]); err != nil {
 						return
 					}
-					if _, err := conn.Write(replies[string(buf[:n-1])]); err != nil {
+					reply := replies[string(buf[:n-1])]
+					if reply == nil {
+						reply = *h.mapsReply.Load()
+					}
+					if _, err := conn.Write(reply); err != nil {
 						return
 					}
 				}
 			}()
 		}
 	}()
+}
+
+func frame(body string) []byte {
+	return append(append(binary.NativeEndian.AppendUint64(nil, uint64(len(body)+1)), body...), 0)
 }
 
 func (h *largeHost) mapsJSON() string {
@@ -673,6 +702,7 @@ func (h *largeHost) serveChronyd(t testing.TB) {
 func (h *largeHost) SystemState(context.Context) (string, error) { return "running", nil }
 
 func (h *largeHost) Units(_ context.Context, names ...string) ([]host.Unit, error) {
+	h.asked.units.Add(1)
 	units := make([]host.Unit, len(names))
 	for i, name := range names {
 		u, ok := h.units[name]
@@ -685,6 +715,7 @@ func (h *largeHost) Units(_ context.Context, names ...string) ([]host.Unit, erro
 }
 
 func (h *largeHost) UnitsMatching(_ context.Context, patterns ...string) ([]host.Unit, error) {
+	h.asked.units.Add(1)
 	var units []host.Unit
 	for name, u := range h.units {
 		if slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
@@ -695,6 +726,7 @@ func (h *largeHost) UnitsMatching(_ context.Context, patterns ...string) ([]host
 }
 
 func (h *largeHost) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	h.asked.dials.Add(1)
 	real, ok := h.sockets[address]
 	if !ok {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrNotExist}
@@ -715,9 +747,14 @@ func (h *largeHost) PTPOffset(context.Context, string) (time.Duration, time.Dura
 	return 3 * time.Microsecond, 5 * time.Microsecond, nil
 }
 
-func (h *largeHost) DeviceMapper(context.Context) ([]host.DMDevice, error) { return h.maps, nil }
+// DeviceMapper costs a list, and two questions a device.
+func (h *largeHost) DeviceMapper(context.Context) ([]host.DMDevice, error) {
+	h.asked.ioctls.Add(1 + 2*int64(len(h.maps)))
+	return slices.Clone(h.maps), nil
+}
 
 func (h *largeHost) StatMount(context.Context, string) (host.MountStat, error) {
+	h.asked.statfs.Add(1)
 	return host.MountStat{}, nil
 }
 
@@ -726,11 +763,12 @@ func (h *largeHost) LockHolder(context.Context, string) (host.Lock, error) { ret
 func (h *largeHost) KernelLog(context.Context) ([]host.KernelRecord, error) { return nil, nil }
 
 func (h *largeHost) Run(_ context.Context, c host.Command) (host.Output, error) {
-	h.commands.Add(1)
+	h.asked.commands.Add(1)
 	return host.Output{}, errors.New("executed " + c.String())
 }
 
 func (h *largeHost) KubeletAPI(_ context.Context, name string) ([]byte, error) {
+	h.asked.kubelet.Add(1)
 	switch name {
 	case "/pods":
 		return bytes.Clone(h.pods), nil

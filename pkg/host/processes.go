@@ -264,6 +264,7 @@ func (r *Root) readStat(dir int, name []byte, procfs bool, buf *[]byte) ([]byte,
 		defer unix.Close(fd)
 		return fill(fd, 64<<10, buf)
 	}
+	r.opened.Add(1)
 	var fd int
 	var err error
 	if r.legacy {

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -47,6 +48,8 @@ type Root struct {
 	files filePool
 	large largeFiles
 	dirs  keptDirs
+
+	opened atomic.Int64
 }
 
 // OpenRoot opens the tree at path.
@@ -82,6 +85,10 @@ func (r *Root) Close() error {
 	r.dirs.closeAll()
 	return r.dir.Close()
 }
+
+// Opened counts the files that were opened so far: what a pass costs is for the
+// most part how many it opens.
+func (r *Root) Opened() int64 { return r.opened.Load() }
 
 // Path is where the tree lies for this process.
 func (r *Root) Path() string { return r.path }
@@ -119,6 +126,7 @@ func (r *Root) open(name string, flags int) (int, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return -1, unix.EINVAL
 	}
+	r.opened.Add(1)
 	if r.legacy {
 		return r.openLegacy(name, flags)
 	}
@@ -407,6 +415,7 @@ func (r *Root) readFrom(at int, dir string, names []string, scratch *[]byte) []A
 // and from the root otherwise.
 func (r *Root) openBelow(at int, dir, name string, flags int) (int, error) {
 	if !r.legacy {
+		r.opened.Add(1)
 		fd, err := openat2(at, name, uint64(flags), unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 		if err != unix.ELOOP && err != unix.EXDEV {
 			return fd, err

@@ -411,10 +411,12 @@ type keptPod struct {
 	until        time.Time
 }
 
+// podsKept is where they are remembered.
+const podsKept = "control groups of pods"
+
 // findContainers walks the pods' control groups: classes, pods, containers.
 func (c *oomCheck) findContainers() []container {
-	const key = "containers"
-	kept, _ := Kept[map[string]keptPod](c.in.Memory, key)
+	kept, _ := Kept[map[string]keptPod](c.in.Memory, podsKept)
 	next := make(map[string]keptPod, len(kept))
 	var found []container
 	add := func(pod string) {
@@ -450,7 +452,7 @@ func (c *oomCheck) findContainers() []container {
 			}
 		}
 	}
-	c.in.Memory.Keep(key, next)
+	c.in.Memory.Keep(podsKept, next)
 	return found[:min(len(found), maxContainers)]
 }
 
@@ -563,6 +565,7 @@ func (c *oomCheck) checkContainers() (summary string) {
 		return ""
 	}
 	compared, fitting := 0, 0
+	kept, _ := Kept[map[string]keptPod](c.in.Memory, podsKept)
 	for _, box := range c.boxes {
 		who, ok := c.pods.container(box.podCgroup)
 		pid := box.main
@@ -586,6 +589,7 @@ func (c *oomCheck) checkContainers() (summary string) {
 			fitting++
 			continue
 		}
+		delete(kept, path.Dir(box.path)) // what is wrong is looked at in every pass
 		c.r.Add(finding.Finding{
 			Reason: "OOMScoreDrift", Severity: finding.Warning, Subject: who.String(),
 			Message: fmt.Sprintf("container %s runs with oom_score_adj %d, expected %d (%s): the kernel's kill order is not the one the kubelet means", who, live, want.Scores[0], want.Why),
