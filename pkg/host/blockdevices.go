@@ -24,13 +24,18 @@ type BlockDevice struct {
 	// the inode of its entry, which is made anew with the device
 	// (fs/kernfs/dir.c). 0 in a tree of whose inodes that can not be said.
 	Node uint64
-	// Unit, State and StateErr are those of disks of the SCSI layer ("sd"): the
-	// directory of the SCSI device, /sys/devices/.../3:0:0:0, or
-	// /sys/block/sda/device where the link does not lead there; its state
-	// (drivers/scsi/scsi_sysfs.c, sdev_states), "" where it has none or is on
-	// its way out; and why that could not be read.
-	Unit, State string
-	StateErr    error
+	// What follows is of disks of the SCSI layer ("sd"). Unit is the directory
+	// of the SCSI device, /sys/devices/.../3:0:0:0, or /sys/block/sda/device
+	// where the link does not lead there.
+	Unit string
+	// State is its state (drivers/scsi/scsi_sysfs.c, sdev_states), "" where it
+	// has none or is on its way out; StateErr why it could not be read.
+	State    string
+	StateErr error
+	// WWID is its identity as it stands there, "" of a device that can not be
+	// asked for one. An array may put another volume behind a disk that stays,
+	// so that it is read in every pass.
+	WWID string
 }
 
 // SCSI reports whether it is a disk of the SCSI layer.
@@ -72,7 +77,7 @@ func (t *blockTable) expire() {
 }
 
 // readBlockDevices lists the devices by name. Of one that was there before only
-// the state is read: where it hangs it does as long as it lives.
+// what may change is read: where it hangs it does as long as it lives.
 func (r *Root) readBlockDevices(before []BlockDevice) ([]BlockDevice, error) {
 	const block = "/sys/block"
 	dir, err := r.open(block, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
@@ -115,13 +120,14 @@ func (r *Root) readBlockDevices(before []BlockDevice) ([]BlockDevice, error) {
 			d.Link, _ = readlinkat(dir, d.Name)
 			d.Unit = scsiUnit(d.Name, d.Link)
 		}
-		err := r.readState(d, &scratch)
+		err := r.readUnit(d, &scratch)
 		if errors.Is(err, fs.ErrNotExist) && d.Link != "" {
 			// A copied tree in which "device" leads elsewhere; or it is gone.
 			d.Unit, d.Node = scsiUnit(d.Name, ""), 0
-			err = r.readState(d, &scratch)
+			err = r.readUnit(d, &scratch)
 		}
 		if err != nil {
+			d.WWID = ""
 			d.StateErr = &fs.PathError{Op: "read", Path: d.Unit + "/state", Err: err}
 		}
 	}
@@ -129,7 +135,8 @@ func (r *Root) readBlockDevices(before []BlockDevice) ([]BlockDevice, error) {
 	return devices, nil
 }
 
-func (r *Root) readState(d *BlockDevice, scratch *[]byte) error {
+// readUnit reads what may change of a SCSI device.
+func (r *Root) readUnit(d *BlockDevice, scratch *[]byte) error {
 	dir, fresh, err := r.dirOf(d.Unit)
 	if err != nil {
 		return err
@@ -137,29 +144,42 @@ func (r *Root) readState(d *BlockDevice, scratch *[]byte) error {
 	err = r.stateIn(dir.fd, d, scratch)
 	if !fresh && errors.Is(err, fs.ErrNotExist) {
 		r.dirs.drop(d.Unit, dir)
-		return r.readState(d, scratch)
+		return r.readUnit(d, scratch)
 	}
 	r.dirs.leave(dir)
 	return err
 }
 
 func (r *Root) stateIn(dir int, d *BlockDevice, scratch *[]byte) error {
-	fd, err := r.openBelow(dir, d.Unit, "state", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	state, err := r.attributeIn(dir, d.Unit, "state", scratch)
 	if err != nil {
 		return err
+	}
+	if string(state) == "running" { // nearly all of them
+		d.State = "running"
+	} else {
+		d.State = string(state)
+	}
+	// EINVAL, ENXIO, or no such file: it has none.
+	wwid, err := r.attributeIn(dir, d.Unit, "wwid", scratch)
+	if err != nil {
+		wwid = nil
+	}
+	if d.WWID != string(wwid) {
+		d.WWID = string(wwid)
+	}
+	return nil
+}
+
+// attributeIn reads a line; it is valid until scratch is used again.
+func (r *Root) attributeIn(dir int, path, name string, scratch *[]byte) ([]byte, error) {
+	fd, err := r.openBelow(dir, path, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
 	}
 	defer unix.Close(fd)
 	data, err := fill(fd, MaxAttribute, scratch)
-	if err != nil {
-		return err
-	}
-	data = bytes.TrimRight(data, "\n")
-	if string(data) == "running" { // nearly all of them
-		d.State = "running"
-		return nil
-	}
-	d.State = string(data)
-	return nil
+	return bytes.TrimRight(data, "\n"), err
 }
 
 // scsiUnit is the directory of a disk's SCSI device, taken from the link in

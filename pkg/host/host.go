@@ -39,6 +39,11 @@ type Files interface {
 	ReadFile(ctx context.Context, name string) ([]byte, error)
 	// ReadFileMax is ReadFile with a limit of the caller's, in bytes.
 	ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error)
+	// ReadThrough hands out a regular file of at most limit bytes piece by piece,
+	// for what may be too long to be held. A piece is valid during its call. On
+	// an error each may be running still, so that nothing it fills must be
+	// looked at.
+	ReadThrough(ctx context.Context, name string, limit int64, each func(piece []byte)) error
 	// ReadAttributes reads several small files below one directory, such as the
 	// attributes of a device in sysfs, of at most [MaxAttribute] bytes each. The
 	// way to the directory is walked once and not for every file, which there is

@@ -173,6 +173,11 @@ func (r *Root) ReadFileMax(ctx context.Context, name string, limit int64) ([]byt
 	return a.data, a.err
 }
 
+// ReadThrough implements [Files].
+func (r *Root) ReadThrough(ctx context.Context, name string, limit int64, each func(piece []byte)) error {
+	return r.askFor(ctx, fileCall{op: opReadThrough, name: name, limit: limit}, nil, each).err
+}
+
 // ReadAttributes implements [Files].
 func (r *Root) ReadAttributes(ctx context.Context, dir string, names ...string) []Attribute {
 	a := r.ask(ctx, fileCall{op: opReadAttributes, name: dir}, names...)
@@ -254,6 +259,41 @@ func (r *Root) readFile(name string, limit int64, scratch *[]byte) ([]byte, erro
 		r.large.note(name, len(data))
 	}
 	return data, err
+}
+
+// readThrough reads a regular file in pieces of the size of scratch.
+func (r *Root) readThrough(name string, limit int64, scratch *[]byte, each func([]byte)) error {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return ErrNotRegular
+	}
+	if cap(*scratch) < scratchSize {
+		*scratch = make([]byte, 0, scratchSize)
+	}
+	buf := (*scratch)[:cap(*scratch)]
+	for read := int64(0); ; {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case n <= 0:
+			return nil
+		}
+		if read += int64(n); read > limit {
+			return fmt.Errorf("more than %d bytes: %w", limit, ErrTooLarge)
+		}
+		each(buf[:n])
+	}
 }
 
 // largeFiles remembers how long the few files were that do not fit a worker's

@@ -334,15 +334,11 @@ func (d *disk) takeSize(read host.Attribute) error {
 	return err
 }
 
-// readBlockDevice adds size and identity to what is known of a SCSI disk. The
-// identity is read in every pass: an array may put another volume behind a disk
-// that stays.
+// readSCSIDisk adds the size to what is known of a SCSI disk.
 func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevice, kept map[string]*keptDisk) error {
 	d.Link, d.State = s.Link, s.State
 	k := kept[d.Name]
-	if wwid := t.files.ReadAttributes(ctx, s.Unit, "wwid")[0]; wwid.Err == nil {
-		d.Identity = k.clean(wwid.Data)
-	}
+	d.Identity = k.clean(s.WWID)
 	if k != nil && k.node == s.Node && s.Node != 0 && k.blocks == k.now {
 		d.Sectors = k.sectors
 		return nil
@@ -374,13 +370,12 @@ type keptDisk struct {
 }
 
 // clean is cleanIdentity for an attribute that hardly ever changes; k may be nil.
-func (k *keptDisk) clean(wwid []byte) string {
+func (k *keptDisk) clean(wwid string) string {
 	if k == nil {
-		return cleanIdentity(string(wwid))
+		return cleanIdentity(wwid)
 	}
-	if k.wwid != string(wwid) {
-		k.wwid = string(wwid)
-		k.identity = cleanIdentity(k.wwid)
+	if k.wwid != wwid {
+		k.wwid, k.identity = wwid, cleanIdentity(wwid)
 	}
 	return k.identity
 }

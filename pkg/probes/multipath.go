@@ -817,6 +817,10 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 			inMap[p.name] = true
 		}
 	}
+	devices, err := v.BlockDevices(ctx)
+	if err != nil {
+		return err
+	}
 	loose := map[string][]string{} // disks by identity
 	for _, name := range disks {
 		if strings.HasPrefix(name, "emcpower") || strings.HasPrefix(name, "VxDMP") {
@@ -825,11 +829,8 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 		if !strings.HasPrefix(name, "sd") || inMap[name] {
 			continue
 		}
-		wwid, err := deviceAttr(ctx, v, "/sys/block/"+name+"/device/wwid")
-		if err != nil {
-			return err
-		}
-		if wwid = cleanIdentity(wwid); wwid != "" {
+		d, _ := blockDevice(devices, name)
+		if wwid := cleanIdentity(d.WWID); wwid != "" {
 			loose[wwid] = append(loose[wwid], name)
 		}
 	}
@@ -840,11 +841,8 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 	for i := range found {
 		// One path tells the map's identity in sysfs's spelling.
 		for _, p := range found[i].paths {
-			wwid, err := deviceAttr(ctx, v, "/sys/block/"+p.name+"/device/wwid")
-			if err != nil {
-				return err
-			}
-			if wwid = cleanIdentity(wwid); wwid != "" {
+			d, _ := blockDevice(devices, p.name)
+			if wwid := cleanIdentity(d.WWID); wwid != "" {
 				mapOf[wwid] = &found[i]
 				break
 			}
