@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,6 +27,8 @@ type hostSize struct {
 	// maps of multipath, each of pathsPerMap SCSI disks, each of those in an
 	// iSCSI session of its own.
 	maps int
+	// alone are disks in a session of their own that no map is over.
+	alone int
 	// pods have two containers each.
 	pods     int
 	packages int
@@ -41,26 +42,21 @@ func fullSize() hostSize {
 }
 
 func (s hostSize) times(num, den int) hostSize {
-	for _, n := range []*int{&s.processes, &s.mounts, &s.maps, &s.pods, &s.packages} {
+	for _, n := range []*int{&s.processes, &s.mounts, &s.maps, &s.alone, &s.pods, &s.packages} {
 		*n = *n * num / den
 	}
 	return s
 }
 
-func (s hostSize) disks() int { return s.maps * pathsPerMap }
+func (s hostSize) disks() int { return s.maps*pathsPerMap + s.alone }
 
 // largeHost is a host of which all is well. Its files are read as those of a
 // real one are, by the same code from a tree on disk; daemons answer over real
 // sockets; only what needs a kernel of that size is answered from memory.
 type largeHost struct {
 	*host.Tree
-	dir  string
-	size hostSize
-	// processes and disks are the readings that the probes of one pass share,
-	// however long the pass takes on a busy machine.
-	processes func(context.Context) ([]host.Process, error)
-	disks     func(context.Context) ([]host.BlockDevice, error)
-
+	dir     string
+	size    hostSize
 	units   map[string]host.Unit
 	maps    []host.DMDevice
 	pods    []byte
@@ -121,44 +117,21 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 	h.serveMultipathd(t, filepath.Join(dir, "run/multipathd.socket"))
 	h.serveChronyd(t)
 	h.open(t)
+	t.Cleanup(func() { h.Tree.Close() })
 	return h
 }
 
 // open opens the tree as an agent that starts does: nothing is remembered.
 func (h *largeHost) open(t testing.TB) {
 	t.Helper()
+	if h.Tree != nil {
+		h.Tree.Close()
+	}
 	tree, err := host.OpenTree(h.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tree.Close() })
 	h.Tree = tree
-	h.next()
-}
-
-// next begins a pass: what a view shares for a second is read again.
-func (h *largeHost) next() {
-	tree := h.Tree
-	tree.Expire()
-	h.processes, h.disks = once(tree.Processes), once(tree.BlockDevices)
-}
-
-func once[T any](read func(context.Context) (T, error)) func(context.Context) (T, error) {
-	var once sync.Once
-	var value T
-	var err error
-	return func(ctx context.Context) (T, error) {
-		once.Do(func() { value, err = read(ctx) })
-		return value, err
-	}
-}
-
-// Processes implements [host.View].
-func (h *largeHost) Processes(ctx context.Context) ([]host.Process, error) { return h.processes(ctx) }
-
-// BlockDevices implements [host.View].
-func (h *largeHost) BlockDevices(ctx context.Context) ([]host.BlockDevice, error) {
-	return h.disks(ctx)
 }
 
 // builder writes files below dir.
@@ -323,6 +296,9 @@ func (b *builder) storage(h *largeHost) {
 			Targets: []host.DMTarget{{Length: 209715200, Type: "multipath", Status: status + " ", Table: table + " "}},
 		})
 	}
+	for i := h.size.maps * pathsPerMap; i < h.size.disks(); i++ {
+		b.disk(i, diskName(i), diskNumber(i), mapWWID(i), fmt.Sprintf("iqn.2016-12.org.gluster-block:%08x-0000-4000-8000-%012x", i, i), "")
+	}
 }
 
 // disk writes session i+1 on host i+3 with its only disk.
@@ -331,18 +307,31 @@ func (b *builder) disk(i int, name string, dev host.DevNum, wwid, target, dm str
 	unit := fmt.Sprintf("%s/target%d:0:0/%d:0:0:0", session, i+3, i+3)
 	serial := fmt.Sprintf("%08x-0000-4000-8000-%012x", i/pathsPerMap, i/pathsPerMap)
 	b.attributes(unit, "state", "running", "wwid", "naa."+wwid[1:], "vendor", "LIO-ORG ", "model", "block           ", "type", "0")
-	b.file(unit+"/vpd_pg80", "\x00\x80\x00"+string(rune(len(serial)))+serial)
+	// What only a problem would have read is left out of the largest hosts: the
+	// file system has so many inodes.
+	lean := b.said != nil
+	if !lean {
+		b.file(unit+"/vpd_pg80", "\x00\x80\x00"+string(rune(len(serial)))+serial)
+	}
 	disk := unit + "/block/" + name
 	b.attributes(disk, "dev", number(dev), "size", "209715200", "removable", "0")
 	b.link(disk+"/device", fmt.Sprintf("../../../%d:0:0:0", i+3))
-	b.link(disk+"/holders/"+dm, "../../../../../../../../virtual/block/"+dm)
+	if dm != "" {
+		b.link(disk+"/holders/"+dm, "../../../../../../../../virtual/block/"+dm)
+	}
 	b.block(disk, name, number(dev))
-	b.file("/run/udev/data/b"+number(dev), fmt.Sprintf("S:disk/by-id/scsi-%s\nS:disk/by-id/wwn-0x%s\nS:disk/by-path/ip-10.70.%d.2:3260-iscsi-%s-lun-0\nE:ID_SERIAL=%s\nE:DM_MULTIPATH_DEVICE_PATH=1\nE:ID_FS_TYPE=mpath_member\n", wwid, wwid[1:17], i%pathsPerMap, target, wwid))
+	if !lean {
+		b.file("/run/udev/data/b"+number(dev), fmt.Sprintf("S:disk/by-id/scsi-%s\nS:disk/by-id/wwn-0x%s\nS:disk/by-path/ip-10.70.%d.2:3260-iscsi-%s-lun-0\nE:ID_SERIAL=%s\nE:DM_MULTIPATH_DEVICE_PATH=1\nE:ID_FS_TYPE=mpath_member\n", wwid, wwid[1:17], i%pathsPerMap, target, wwid))
+		b.mkdir(disk + "/holders")
+	}
 
 	class := fmt.Sprintf("%s/iscsi_session/session%d", session, i+1)
 	b.attributes(class, "state", "LOGGED_IN", "initiatorname", initiator, "targetname", target, "recovery_tmo", "5", "ifacename", "default")
 	b.link(class+"/device", fmt.Sprintf("../../../session%d", i+1))
 	b.link(fmt.Sprintf("/sys/class/iscsi_session/session%d", i+1), "../.."+strings.TrimPrefix(class, "/sys"))
+	if lean {
+		return
+	}
 	connection := fmt.Sprintf("%s/connection%d:0/iscsi_connection/connection%d:0", session, i+1, i+1)
 	b.attributes(connection, "state", "up", "persistent_address", fmt.Sprintf("10.70.%d.2", i%pathsPerMap), "persistent_port", "3260")
 	b.link(fmt.Sprintf("/sys/class/iscsi_connection/connection%d:0", i+1), "../.."+strings.TrimPrefix(connection, "/sys"))

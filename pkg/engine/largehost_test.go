@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/probes"
 )
 
@@ -51,7 +52,7 @@ func largeRequire() probes.Require {
 // clock they are given, and returns what they said.
 func (p *passer) pass(ctx context.Context) []outcome {
 	p.now = p.now.Add(time.Minute)
-	p.view.next()
+	ctx = host.AsOf(ctx, time.Now())
 	out := make([]outcome, len(p.list))
 	var wg sync.WaitGroup
 	for i, probe := range p.list {
@@ -142,6 +143,44 @@ func BenchmarkFirstPass(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// growTo is how far BenchmarkGrowth goes; `make plots` goes to 100,000, which
+// takes minutes and gigabytes.
+var growTo = flag.Int("grow", 1000, "how large the hosts of BenchmarkGrowth become")
+
+// BenchmarkGrowth measures passes over hosts that have more and more of one
+// thing, and little of the others. multipathd's own client takes no more than
+// 32 MiB, which 40,000 paths come near.
+func BenchmarkGrowth(b *testing.B) {
+	for _, of := range []struct {
+		name string
+		most int
+		size func(n int) hostSize
+	}{
+		{"processes", 100000, func(n int) hostSize {
+			return hostSize{processes: n, mounts: 60, maps: 4, pods: max(4, min(n/20, 500)), packages: 300}
+		}},
+		{"mounts", 100000, func(n int) hostSize {
+			return hostSize{processes: 200, mounts: n, maps: 4, pods: 10, packages: 300}
+		}},
+		{"disks", 100000, func(n int) hostSize {
+			return hostSize{processes: 200, mounts: 60, maps: 4, alone: n - 4*pathsPerMap, pods: 10, packages: 300}
+		}},
+		{"paths", 40000, func(n int) hostSize {
+			return hostSize{processes: 200, mounts: 60, maps: n / pathsPerMap, pods: 10, packages: 300}
+		}},
+	} {
+		for n := 100; n <= *growTo; n *= 10 {
+			size := of.size(min(n, of.most))
+			b.Run(fmt.Sprintf("%s/%d", of.name, min(n, of.most)), func(b *testing.B) {
+				h := newLargeHost(b, size)
+				p := newPasser(h)
+				p.settle(b)
+				p.measure(b, func() {})
+			})
+		}
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,36 +43,24 @@ func (d BlockDevice) SCSI() bool { return strings.HasPrefix(d.Name, "sd") }
 // blockTable shares one reading of the block devices among the probes of one
 // pass.
 type blockTable struct {
-	mu      sync.Mutex // held for a look only, never while reading
-	at      time.Time
-	devices []BlockDevice
+	shared[[]BlockDevice]
+	mu     sync.Mutex
+	before []BlockDevice
 }
 
-// read returns the devices, at most a second old.
 func (t *blockTable) read(ctx context.Context, r *Root) ([]BlockDevice, error) {
-	t.mu.Lock()
-	devices, at := t.devices, t.at
-	t.mu.Unlock()
-	if devices != nil && time.Since(at) < time.Second {
-		return devices, nil
-	}
-	fresh, _, err := share(ctx, &r.calls, "the block devices in /sys/block", func() ([]BlockDevice, error) {
-		began := time.Now()
-		fresh, err := r.readBlockDevices(devices)
+	return t.get(ctx, &r.calls, "the block devices in /sys/block", func() ([]BlockDevice, error) {
+		t.mu.Lock()
+		before := t.before
+		t.mu.Unlock()
+		devices, err := r.readBlockDevices(before)
 		if err == nil {
 			t.mu.Lock()
-			t.devices, t.at = fresh, began
+			t.before = devices
 			t.mu.Unlock()
 		}
-		return fresh, err
+		return devices, err
 	})
-	return fresh, err
-}
-
-func (t *blockTable) expire() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.at = time.Time{}
 }
 
 // readBlockDevices lists the devices by name. Of one that was there before only

@@ -104,8 +104,8 @@ type View interface {
 
 	// OS tells the distribution and how it is managed.
 	OS(ctx context.Context) (OS, error)
-	// Processes is the host's process table, at most a second old: probes of
-	// one pass share it. Which processes there are is true then; of one that is
+	// Processes is the host's process table; the probes of one pass share it, see
+	// AsOf. Which processes there are is true then; of one that is
 	// older than two minutes name, parent, state and threads may be those of up
 	// to ten minutes ago. The slice must not be changed.
 	Processes(ctx context.Context) ([]Process, error)
@@ -113,8 +113,8 @@ type View interface {
 	// still are, in the order given; without PIDs all there are.
 	ProcessesNow(ctx context.Context, pids ...int) ([]Process, error)
 
-	// BlockDevices lists /sys/block by name, at most a second old:
-	// probes of one pass share it. The slice must not be changed.
+	// BlockDevices lists /sys/block by name; the probes of one pass share it, see
+	// AsOf. The slice must not be changed.
 	BlockDevices(ctx context.Context) ([]BlockDevice, error)
 
 	// SystemState is systemd's SystemState property: "running", "degraded",

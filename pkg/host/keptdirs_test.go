@@ -148,8 +148,7 @@ func TestBlockDevices(t *testing.T) {
 			link("vda", "../devices/v/block/vda")
 			want := func(want string) {
 				t.Helper()
-				tree.Expire()
-				devices, err := tree.BlockDevices(context.Background())
+				devices, err := tree.BlockDevices(AsOf(context.Background(), time.Now()))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -23,8 +23,8 @@ const pfKthread = 0x00200000
 // reads of each process only what may have changed since the pass before: on a
 // host of ten thousand, opening every /proc/PID/stat was a quarter of a pass.
 type processTable struct {
-	mu    sync.Mutex // held for a look only, never while reading
-	at    time.Time
+	shared[[]Process]
+	mu    sync.Mutex
 	procs []Process
 	known []knownProcess
 	// boot is the time since boot; tests have their own.
@@ -55,17 +55,8 @@ const (
 	userHZ = 100
 )
 
-// read returns the table, at most a second old. Who asks while it is being read
-// waits for the same reading, as long as his own context allows.
 func (t *processTable) read(ctx context.Context, r *Root) ([]Process, error) {
-	t.mu.Lock()
-	procs, at := t.procs, t.at
-	t.mu.Unlock()
-	if procs != nil && time.Since(at) < time.Second {
-		return procs, nil
-	}
-	procs, _, err := share(ctx, &r.calls, "the process table of /proc", func() ([]Process, error) { return t.update(r, false) })
-	return procs, err
+	return t.get(ctx, &r.calls, "the process table of /proc", func() ([]Process, error) { return t.update(r, false) })
 }
 
 // readNow reads the processes with these PIDs anew, all when none is given.
@@ -93,15 +84,8 @@ func (t *processTable) readNow(ctx context.Context, r *Root, pids []int) ([]Proc
 	return procs, nil
 }
 
-func (t *processTable) expire() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.at = time.Time{}
-}
-
 // update reads /proc and remembers what it found.
 func (t *processTable) update(r *Root, all bool) ([]Process, error) {
-	began := time.Now()
 	t.mu.Lock()
 	old, known := t.procs, t.known
 	t.mu.Unlock()
@@ -112,7 +96,7 @@ func (t *processTable) update(r *Root, all bool) ([]Process, error) {
 	procs, known, err := r.readProcesses(old, known, now)
 	if err == nil {
 		t.mu.Lock()
-		t.procs, t.known, t.at = procs, known, began
+		t.procs, t.known = procs, known
 		t.mu.Unlock()
 	}
 	return procs, err

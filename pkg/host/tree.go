@@ -27,14 +27,6 @@ func OpenTree(dir string) (*Tree, error) {
 
 var _ View = (*Tree)(nil)
 
-// Expire ends the sharing among the probes of one pass, as time does between
-// two: who makes passes faster than one a second says so. What is remembered
-// from pass to pass stays.
-func (t *Tree) Expire() {
-	t.table.expire()
-	t.blocks.expire()
-}
-
 // Processes implements [View].
 func (t *Tree) Processes(ctx context.Context) ([]Process, error) { return t.table.read(ctx, t.Root) }
 
