@@ -170,9 +170,12 @@ type View interface {
 	KubeletAPI(ctx context.Context, path string) ([]byte, error)
 }
 
-// MaxFile is the limit of ReadFile, in bytes. The largest files read with it are
-// /proc/PID/mountinfo on nodes with thousands of volumes.
+// MaxFile is the limit of ReadFile, in bytes.
 const MaxFile = 16 << 20
+
+// MaxMountTable is more than a hundred thousand mounts, as many as the kernel lets
+// there be (fs.mount-max), take in /proc/PID/mountinfo, in bytes.
+const MaxMountTable = 128 << 20
 
 // OSClass is how the host's software is managed.
 type OSClass string

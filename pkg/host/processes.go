@@ -139,20 +139,21 @@ func (r *Root) readProcesses(old []Process, known []knownProcess, now time.Durat
 	hidden, kept := 0, 0
 	for _, f := range found {
 		path = append(strconv.AppendInt(path[:0], int64(f.pid), 10), "/stat"...)
-		if !procfs && f.sign != 0 {
-			f.sign = statSign(dir, append(path, 0))
-		}
 		for len(known) > 0 && known[0].pid < f.pid {
 			old, known = old[1:], known[1:]
 		}
-		if len(known) > 0 && known[0].pid == f.pid && known[0].sign == f.sign && f.sign != 0 && now < known[0].due {
+		again := len(known) > 0 && known[0].pid == f.pid
+		if !procfs && f.sign != 0 && again {
+			f.sign = statSign(dir, append(path, 0), unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if again && known[0].sign == f.sign && f.sign != 0 && now < known[0].due {
 			f.due = known[0].due
 			procs = append(procs, old[0])
 			found[kept] = f
 			kept++
 			continue
 		}
-		data, err := r.readStat(dir, path, procfs, &buf)
+		data, sign, err := r.readStat(dir, path, procfs, &buf)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 			continue
@@ -165,6 +166,9 @@ func (r *Root) readProcesses(old []Process, known []knownProcess, now time.Durat
 		p, err := parseProcStat(data, comms)
 		if err != nil {
 			return nil, nil, fmt.Errorf("/proc/%s: %w", path, err)
+		}
+		if !procfs && f.sign != 0 {
+			f.sign = sign
 		}
 		f.due = dueAgain(p, now, procfs)
 		procs = append(procs, p)
@@ -190,11 +194,11 @@ func dueAgain(p Process, now time.Duration, procfs bool) time.Duration {
 }
 
 // statSign folds what changes when a file in a tree does; 0 when it can not be
-// looked at. The name ends in NUL.
-func statSign(dir int, name []byte) uint64 {
+// looked at. The name ends in NUL; flags are those of statx(2).
+func statSign(dir int, name []byte, flags uintptr) uint64 {
 	var st unix.Statx_t
 	_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(dir), uintptr(unsafe.Pointer(&name[0])),
-		unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, uintptr(unsafe.Pointer(&st)), 0)
+		flags, unix.STATX_BASIC_STATS, uintptr(unsafe.Pointer(&st)), 0)
 	if errno != 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0
 	}
@@ -238,26 +242,29 @@ func listProcesses(dir int, buf []byte, likely int) ([]knownProcess, error) {
 
 // readStat reads one /proc/PID/stat below the open /proc. The kernel gives such
 // a file in one piece, so that a real procfs needs one read(2) and no stat(2);
-// in a copied tree anything may stand under the name.
-func (r *Root) readStat(dir int, name []byte, procfs bool, buf *[]byte) ([]byte, error) {
+// in a copied tree anything may stand under the name. sign is that of the file in
+// a tree.
+func (r *Root) readStat(dir int, name []byte, procfs bool, buf *[]byte) (data []byte, sign uint64, err error) {
 	if !procfs {
 		fd, err := r.open("/proc/"+string(name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		defer unix.Close(fd)
-		return fill(fd, 64<<10, buf)
+		// What is written between this and the reading has another sign.
+		sign := statSign(fd, []byte{0}, unix.AT_EMPTY_PATH)
+		data, err := fill(fd, 64<<10, buf)
+		return data, sign, err
 	}
 	r.opened.Add(1)
 	var fd int
-	var err error
 	if r.legacy {
 		fd, err = unix.Openat(dir, string(name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	} else {
 		fd, err = openat2(dir, string(name), unix.O_RDONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer unix.Close(fd)
 	for {
@@ -266,9 +273,9 @@ func (r *Root) readStat(dir int, name []byte, procfs bool, buf *[]byte) ([]byte,
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		return (*buf)[:n], nil
+		return (*buf)[:n], 0, nil
 	}
 }
 

@@ -343,8 +343,11 @@ func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevic
 		d.Sectors = k.sectors
 		return nil
 	}
-	data, err := t.files.ReadFileMax(ctx, "/sys/block/"+d.Name+"/size", maxAttribute)
-	if err := d.takeSize(host.Attribute{Data: data, Err: err}); err != nil {
+	size := t.files.ReadAttributes(ctx, s.Unit, "block/"+d.Name+"/size")[0]
+	if errors.Is(size.Err, fs.ErrNotExist) { // gone; or a copied tree
+		size = t.files.ReadAttributes(ctx, "/sys/block/"+d.Name, "size")[0]
+	}
+	if err := d.takeSize(size); err != nil {
 		return err
 	}
 	// A disk that grew between the two readings is read again.

@@ -472,7 +472,7 @@ func FuzzParseMounts(f *testing.F) {
 	f.Add([]byte("0 0 0:0 0 0 0 - devtmpfs - ext4 a rw\n0 0 0:0 0 0 0 - devtmpfs  - - - a rw\n0 0 0:0 0 0 0 - - devtmpfs a rw\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		mounts, err := parseMounts(data, mountFilter{})
-		byBytes := mountScan{}
+		byBytes := newMountScan(mountFilter{})
 		for i := range data {
 			byBytes.take(data[i : i+1])
 		}

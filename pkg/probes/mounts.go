@@ -160,10 +160,6 @@ func (t mountTable) at(point string) (mount, bool) {
 	return t.Mounts[i], true
 }
 
-// maxMountTable is more than a hundred thousand mounts, as many as the kernel
-// lets there be (fs.mount-max), take in bytes.
-const maxMountTable = 128 << 20
-
 // keptMounts is what was parsed of a mount table, and its fingerprint.
 type keptMounts struct {
 	seed   maphash.Seed
@@ -188,9 +184,9 @@ func readMountTable(ctx context.Context, in Input, name string, torn bool, filte
 	}
 	var now *mountScan
 	for n := range 6 {
-		next := &mountScan{filter: filter}
+		next := newMountScan(filter)
 		next.sum.SetSeed(old.seed)
-		if err := in.Host.ReadThrough(ctx, name, maxMountTable, next.take); err != nil {
+		if err := in.Host.ReadThrough(ctx, name, host.MaxMountTable, next.take); err != nil {
 			return nil, err
 		}
 		same := n > 0 && next.same(now.sum.Sum64(), now.length)
@@ -221,7 +217,7 @@ func kernelBefore(release string, major, minor int) bool {
 // Lines that are no mounts, the last one of a table that was cut off among
 // them, are left out and told in the error, as badLines.
 func parseMounts(data []byte, filter mountFilter) ([]*mountinfo.Info, error) {
-	s := &mountScan{filter: filter}
+	s := newMountScan(filter)
 	s.take(data)
 	return s.mounts()
 }
@@ -249,9 +245,15 @@ type mountScan struct {
 	// sum and length are the fingerprint of all that was taken.
 	sum    maphash.Hash
 	length int
-	// rest is the beginning of a line whose end is still to come.
-	rest, kept []byte
-	bad        badLines
+	lines  host.Lines
+	kept   []byte
+	bad    badLines
+}
+
+func newMountScan(filter mountFilter) *mountScan {
+	s := &mountScan{filter: filter}
+	s.lines.Each = s.line
+	return s
 }
 
 func (s *mountScan) same(sum uint64, length int) bool {
@@ -261,20 +263,7 @@ func (s *mountScan) same(sum uint64, length int) bool {
 func (s *mountScan) take(piece []byte) {
 	s.sum.Write(piece)
 	s.length += len(piece)
-	for len(piece) > 0 {
-		end := bytes.IndexByte(piece, '\n') + 1
-		if end == 0 {
-			s.rest = append(s.rest, piece...)
-			return
-		}
-		line := piece[:end]
-		if len(s.rest) > 0 {
-			s.rest = append(s.rest, line...)
-			line = s.rest
-		}
-		s.line(line)
-		s.rest, piece = s.rest[:0], piece[end:]
-	}
+	s.lines.Take(piece)
 }
 
 func (s *mountScan) line(line []byte) {
@@ -298,9 +287,8 @@ func (s *mountScan) mounts() ([]*mountinfo.Info, error) {
 	if s.length == 0 {
 		return nil, s.bad
 	}
-	if len(s.rest) > 0 {
-		s.reject(s.rest)
-		s.rest = nil
+	if rest := s.lines.Rest(); len(rest) > 0 {
+		s.reject(rest)
 	}
 	mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(s.kept), nil)
 	if err != nil {
