@@ -267,6 +267,7 @@ func (l *loop) start(s *slot, now time.Time) {
 	s.gen++
 	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
 	p, gen, ctx := s.probe, s.gen, l.ctx
+	asOf := host.AsOf(ctx, now)
 	go func() {
 		send := func(d done) {
 			select {
@@ -275,7 +276,7 @@ func (l *loop) start(s *slot, now time.Time) {
 			}
 		}
 		back := make(chan struct{})
-		o := run(ctx, p, in, Deadline, func() { close(back) })
+		o := run(asOf, p, in, Deadline, func() { close(back) })
 		send(done{p, gen, o})
 		select {
 		case <-back:

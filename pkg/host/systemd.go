@@ -122,10 +122,11 @@ func (l *busLink) systemBus(ctx context.Context) (*dbus.Conn, error) {
 			return nil, err
 		}
 		if procs, err := l.host.Processes(ctx); err == nil {
-			running := slices.ContainsFunc(procs, func(p Process) bool {
-				return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker")
-			})
-			if !running {
+			isBus := func(p Process) bool { return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker") }
+			if !slices.ContainsFunc(procs, isBus) { // one may have taken the name since it was read
+				procs, err = l.host.ProcessesNow(ctx)
+			}
+			if err == nil && !slices.ContainsFunc(procs, isBus) {
 				return nil, errors.New("the system bus is not running")
 			}
 		}

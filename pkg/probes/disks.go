@@ -219,7 +219,7 @@ func (p *diskPass) fail(err error) {
 func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
 	pass := &diskPass{Disks: p, Input: in, tree: newBlockTree(in.Host), told: map[finding.Key]bool{}, required: map[string]string{}}
 	var err error
-	pass.devices, err = pass.tree.inventory(ctx)
+	pass.devices, err = pass.tree.inventory(ctx, in)
 	pass.fail(err)
 	pass.declared, err = declaredMounts(ctx, in.Host)
 	pass.fail(err)

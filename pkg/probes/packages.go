@@ -688,9 +688,18 @@ func (c *packagesPass) checkLocks(ctx context.Context, manager string, locks pac
 		c.Memory.Best(lastFree, c.Now.Unix())
 		return
 	}
-	procs, err := c.Host.Processes(ctx)
-	if err != nil {
-		c.fail("which process holds %s's lock: %w", manager, err)
+	var pids []int
+	for _, k := range locks {
+		if k.Held && k.PID > 0 {
+			pids = append(pids, k.PID)
+		}
+	}
+	var procs []host.Process
+	if len(pids) > 0 {
+		var err error
+		if procs, err = c.Host.ProcessesNow(ctx, pids...); err != nil {
+			c.fail("which process holds %s's lock: %w", manager, err)
+		}
 	}
 	f := finding.Finding{Reason: packageLockHeld, Severity: finding.Warning, Subject: manager}
 	var longest time.Duration

@@ -123,6 +123,9 @@ type pidCheck struct {
 
 	tree  cgroupTree
 	procs []host.Process
+	// runtimes are the kubelet's and the container runtime's processes; current
+	// is read when a limit is near.
+	runtimes, current []host.Process
 	// node is the capacity as the kubelet computes it, limitedBy the sysctl
 	// that decides it, tasks the threads that exist.
 	node, tasks int64
@@ -138,6 +141,8 @@ func (c *pidCheck) failed(err error) {
 func (c *pidCheck) run() {
 	var err error
 	if c.procs, err = c.in.Host.Processes(c.ctx); err != nil {
+		c.failed(fmt.Errorf("process table: %w", err))
+	} else if c.runtimes, err = processesNamed(c.ctx, c.in.Host, func(comm string) bool { return isRuntime(comm) || kubeletProgram(comm) != "" }, false); err != nil {
 		c.failed(fmt.Errorf("process table: %w", err))
 	}
 	nodeErr := c.readNode()
@@ -235,10 +240,23 @@ func (c *pidCheck) use(s limitedScope) {
 			{Source: s.limitIn, Observed: strconv.FormatInt(s.limit, 10)},
 		},
 	}
-	if most := mostThreads(c.procs); most != "" {
+	if most := mostThreads(c.threadsNow()); most != "" {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: "process table of the node", Observed: "most threads: " + most})
 	}
 	c.r.Add(f)
+}
+
+// threadsNow is the process table with the threads there are now: the one the
+// probes share may count those of some minutes ago.
+func (c *pidCheck) threadsNow() []host.Process {
+	if c.current == nil {
+		var err error
+		if c.current, err = c.in.Host.ProcessesNow(c.ctx); err != nil {
+			c.failed(fmt.Errorf("process table: %w", err))
+			c.current = c.procs
+		}
+	}
+	return c.current
 }
 
 // mostThreads names the three programs with the most threads on the node.
@@ -290,8 +308,8 @@ func isRuntime(comm string) bool {
 func (c *pidCheck) checkUnits() []string {
 	seen := map[string]bool{}
 	var paths []string
-	for _, p := range c.procs {
-		if p.Kernel || p.State == 'Z' || !isRuntime(p.Comm) && kubeletProgram(p.Comm) == "" {
+	for _, p := range c.runtimes {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		data, err := c.in.Host.ReadFile(c.ctx, procFile(p.PID, "cgroup"))
@@ -832,8 +850,8 @@ func (c *pidCheck) checkInotify() {
 	}
 	used := map[string]int64{}
 	var by []string
-	for _, p := range c.procs {
-		if p.Kernel || p.State == 'Z' || !isRuntime(p.Comm) && kubeletProgram(p.Comm) == "" {
+	for _, p := range c.runtimes {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		// The limit is per user: only root's processes share root's.

@@ -494,19 +494,22 @@ func has(daemons []timeDaemon, name string) bool {
 // no unit and still moves the host's clock. One daemon with helper processes
 // counts once per cgroup. A process without CAP_SYS_TIME can not steer.
 func runningTimeDaemons(ctx context.Context, h host.View) ([]timeDaemon, error) {
-	procs, err := h.Processes(ctx)
+	index := func(comm string) int {
+		return slices.IndexFunc(timeDaemons, func(d struct {
+			comm, name string
+			units      []string
+		}) bool {
+			return d.comm == comm
+		})
+	}
+	procs, err := processesNamed(ctx, h, func(comm string) bool { return index(comm) >= 0 }, true)
 	if err != nil {
 		return nil, err
 	}
 	var found []timeDaemon
 	for _, p := range procs {
-		i := slices.IndexFunc(timeDaemons, func(d struct {
-			comm, name string
-			units      []string
-		}) bool {
-			return d.comm == p.Comm
-		})
-		if i < 0 || p.Kernel || p.State == 'Z' {
+		i := index(p.Comm)
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		dir := "/proc/" + strconv.Itoa(p.PID)
