@@ -147,6 +147,34 @@ func TestFollowFilesSQLite(t *testing.T) {
 	eventually(t, "the database itself", func() bool { return slices.Contains(heard.all(), name) })
 }
 
+// rpm -q opens its database for writing, makes a log beside it and removes it: none
+// of that may look like a change, or each query would be answered with the next.
+func TestFollowFilesAndRPMQueries(t *testing.T) {
+	rpm, err := exec.LookPath("rpm")
+	if err != nil {
+		t.Skip("needs rpm")
+	}
+	dir := t.TempDir()
+	const place = "/usr/lib/sysimage/rpm"
+	writeTree(t, dir, map[string]string{place + "/.keep": ""})
+	database := []string{"--dbpath", dir + place}
+	command(t, rpm, append(database, "--initdb")...)
+	var files []FollowedFile
+	for _, name := range []string{"rpmdb.sqlite", "rpmdb.sqlite-wal", "Packages.db", "Packages"} {
+		files = append(files, FollowedFile{Name: place + "/" + name, On: FileWritten})
+	}
+	heard, _ := followFiles(t, openDir(t, dir), append(files, FollowedFile{Name: place + "/mark"})...)
+	heard.hearsNothing(t, func() {
+		for range 3 {
+			// It fails, for nothing is installed there.
+			out, _ := exec.Command(rpm, append(database, "-q", "bash")...).CombinedOutput()
+			if !strings.Contains(string(out), "not installed") {
+				t.Fatalf("rpm: %s", out)
+			}
+		}
+	}, place+"/mark", func() { writeTree(t, dir, map[string]string{place + "/mark": ""}) })
+}
+
 // What programs write into kernel files is told, though inotify has no events of
 // what the kernel itself does there; also after memory was short.
 func TestFollowFilesOfTheKernel(t *testing.T) {

@@ -23,28 +23,55 @@ type processTable struct {
 	mu    sync.Mutex // held for a look only, never while reading
 	at    time.Time
 	procs []Process
+	// stale: what was read before this time is not good any more.
+	stale time.Time
+}
+
+// Forget makes the next question about processes read them anew: something has
+// happened since. Nothing else is remembered between two passes that an event
+// could make untrue.
+func (h *Host) Forget() {
+	h.table.mu.Lock()
+	h.table.stale = time.Now()
+	h.table.mu.Unlock()
+}
+
+func (t *processTable) fresh() ([]Process, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.procs, t.procs != nil && time.Since(t.at) < time.Second && !t.at.Before(t.stale)
 }
 
 // read returns the table, at most a second old. Who asks while it is being read
-// waits for the same reading, as long as his own context allows.
+// waits for the same reading, as long as his own context allows, unless that was
+// begun before [Host.Forget].
 func (t *processTable) read(ctx context.Context, r *Root) ([]Process, error) {
-	t.mu.Lock()
-	procs, at := t.procs, t.at
-	t.mu.Unlock()
-	if procs != nil && time.Since(at) < time.Second {
+	if procs, ok := t.fresh(); ok {
 		return procs, nil
 	}
-	procs, _, err := share(ctx, &r.calls, "the process table of /proc", func() ([]Process, error) {
-		began := time.Now()
-		procs, err := r.readProcesses()
-		if err == nil {
-			t.mu.Lock()
-			t.procs, t.at = procs, began
-			t.mu.Unlock()
+	for {
+		t.mu.Lock()
+		asked := t.stale
+		t.mu.Unlock()
+		type reading struct {
+			procs []Process
+			began time.Time
 		}
-		return procs, err
-	})
-	return procs, err
+		got, _, err := share(ctx, &r.calls, "the process table of /proc", func() (reading, error) {
+			began := time.Now()
+			procs, err := r.readProcesses()
+			if err == nil {
+				t.mu.Lock()
+				t.procs, t.at = procs, began
+				t.mu.Unlock()
+			}
+			return reading{procs, began}, err
+		})
+		if err == nil && got.began.Before(asked) {
+			continue
+		}
+		return got.procs, err
+	}
 }
 
 // readProcesses lists /proc, in order of PID. A process that ends meanwhile is

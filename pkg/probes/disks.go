@@ -49,6 +49,20 @@ func (Disks) Name() string { return "disks" }
 // Condition implements [Probe].
 func (Disks) Condition() string { return ConditionPrefix + "DiskProblem" }
 
+// Wakes implements [Probe]. A file system that fails is in the kernel's log
+// alone: neither the mount table nor a uevent tells.
+func (Disks) Wakes(Require) Wakes {
+	return Wakes{
+		Mounts:     true,
+		Subsystems: []string{"block", "nvme", "scsi"},
+		Files:      followed("/etc/fstab", "/dev/disk/by-id/"),
+		UnitFiles:  true, // mount units
+		KernelLog: []string{
+			"EXT4-fs", "JBD2:", "XFS (", "BTRFS", "Buffer I/O error", "I/O error, dev ", "rejecting I/O to offline device", "device offlined",
+		},
+	}
+}
+
 // Rules implements [Probe].
 func (Disks) Rules() []finding.Rule {
 	return []finding.Rule{

@@ -40,6 +40,26 @@ func (ISCSI) Name() string { return "iscsi" }
 // Condition implements [Probe].
 func (ISCSI) Condition() string { return ConditionPrefix + "ISCSIProblem" }
 
+// Wakes implements [Probe]. A connection that is lost is no uevent; that the
+// recovery timeout has run out is in the kernel's log alone.
+func (ISCSI) Wakes(Require) Wakes {
+	files := followed(initiatorNameFile)
+	for _, dir := range nodeRecordDirs() {
+		files = append(files, host.FollowedFile{Name: dir + "/"})
+	}
+	return Wakes{
+		ISCSI:      true,
+		Subsystems: []string{"iscsi_session", "iscsi_connection"},
+		Units:      append([]string{"iscsid.service", "iscsid.socket"}, loginUnits()...),
+		UnitFiles:  true, // whether the login unit is enabled
+		Files:      files,
+		KernelLog:  []string{"session recovery timed out", "detected conn error"},
+		Processes:  []string{"iscsid"},
+		// The message about a login comes before the session is logged in.
+		Again: 2 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (ISCSI) Rules() []finding.Rule {
 	return []finding.Rule{{

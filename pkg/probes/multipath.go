@@ -50,6 +50,19 @@ func (Multipath) Name() string { return "multipath" }
 // Condition implements [Probe].
 func (Multipath) Condition() string { return ConditionPrefix + "MultipathProblem" }
 
+// Wakes implements [Probe]. A path that fails is a uevent of its map's.
+func (Multipath) Wakes(Require) Wakes {
+	return Wakes{
+		Subsystems: []string{"block"},
+		Units:      []string{"multipathd.service"},
+		Files:      followed("/etc/multipath.conf", "/etc/multipath/conf.d/"),
+		Processes:  []string{"multipathd"},
+		// multipathd's own view of a path comes after the kernel's, and what it
+		// was configured with after the file.
+		Again: 3 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (Multipath) Rules() []finding.Rule {
 	return []finding.Rule{{
@@ -178,6 +191,12 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.name, "state", "active")
 			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.name, "state", "failed")
 		}
+		for _, path := range m.paths {
+			// Whoever takes a path offline by hand is not announced otherwise.
+			if path.stateFile != "" && len(r.Follow) < maxFollow {
+				r.Follow = append(r.Follow, path.stateFile)
+			}
+		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
 		sum := m.places(judged, local)
@@ -258,6 +277,8 @@ type multipathPath struct {
 	// kernel is "active" or "failed", state the SCSI device's state, checker
 	// multipathd's.
 	kernel, state, checker string
+	// stateFile is where state was read.
+	stateFile string
 	// gone: the block device is no longer in sysfs.
 	gone bool
 }
@@ -435,10 +456,12 @@ func (p *multipathPath) look(ctx context.Context, v host.View, dir string, link 
 	}
 	// Disks that are not SCSI have no state, and NVMe another one.
 	if unit, ok := scsiUnitDir(p.link); ok {
-		p.state, _ = deviceAttr(ctx, v, unit+"/state")
+		p.stateFile = unit + "/state"
+		p.state, _ = deviceAttr(ctx, v, p.stateFile)
 	}
 	if p.state == "" {
-		p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
+		p.stateFile = dir + "/device/state"
+		p.state, _ = deviceAttr(ctx, v, p.stateFile)
 	}
 }
 

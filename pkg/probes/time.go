@@ -50,6 +50,16 @@ func (Time) Name() string { return "time" }
 // Condition implements [Probe].
 func (Time) Condition() string { return ConditionPrefix + "TimeProblem" }
 
+// Wakes implements [Probe].
+func (Time) Wakes(Require) Wakes {
+	w := Wakes{Clock: true, Subsystems: []string{"ptp"}}
+	for _, d := range timeDaemons {
+		w.Units = append(w.Units, d.units...)
+		w.Processes = append(w.Processes, d.comm)
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Time) Validate() error {
 	errs := []error{

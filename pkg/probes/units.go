@@ -40,6 +40,18 @@ func (Units) Name() string { return "units" }
 // Condition implements [Probe].
 func (Units) Condition() string { return ConditionPrefix + "ServiceProblem" }
 
+// Wakes implements [Probe].
+func (Units) Wakes(r Require) Wakes {
+	w := Wakes{Units: watchedUnits(), UnitFiles: true}
+	for _, u := range r.Units {
+		w.Units = append(w.Units, u.Name)
+	}
+	for _, f := range r.Files {
+		w.Files = append(w.Files, host.FollowedFile{Name: f.Path})
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Units) Validate() error {
 	var errs []error
