@@ -144,6 +144,7 @@ type slot struct {
 	memory  *probes.Memory
 	holds   *holds
 	next    time.Time
+	woken   bool      // next is because of an event or a hold, and not of the interval
 	last    time.Time // when the latest run began
 	debt    debt      // of time, for having run
 	gen     int       // of the run that is awaited
@@ -232,7 +233,7 @@ func (e *Engine) Run(ctx context.Context) {
 		case name := <-e.wakes:
 			if s := l.slots[name]; s != nil {
 				if at := later(time.Now(), s.last.Add(s.debt.gap())); at.Before(s.next) {
-					s.next = at
+					s.next, s.woken = at, true
 				}
 			}
 		case quiet := <-e.quiets:
@@ -288,17 +289,18 @@ func (l *loop) startDue() time.Duration {
 	}
 	now := time.Now()
 	due := func(s *slot) time.Duration { return s.next.Sub(now) } // monotonic: a stepped clock moves nothing
-	start := false
+	pass := false
 	for _, s := range l.slots {
-		start = start || !s.running && due(s) <= 0
+		pass = pass || !s.running && !s.woken && due(s) <= 0
 	}
 	for _, s := range l.slots {
 		if s.running {
 			continue
 		}
-		// Once one is due, those that would follow within a few seconds go with
-		// it: together they read the process table once.
-		if d := due(s); d > 0 && !(start && d <= l.cfg.IntervalFor(s.probe)/10) {
+		// Once the interval of one is over, those that would follow go with it:
+		// together they read the process table once, and wake the processor once.
+		// One that is woken goes alone, for it is in a hurry.
+		if d := due(s); d > 0 && !(pass && !s.woken && d <= l.cfg.IntervalFor(s.probe)/2) {
 			wait = min(wait, d)
 			continue
 		}
@@ -312,7 +314,7 @@ func (l *loop) start(s *slot, now time.Time) {
 	// whose agents started together, apart.
 	every := l.cfg.IntervalFor(s.probe)
 	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
-	s.last = now
+	s.last, s.woken = now, false
 	s.running = true
 	s.gen++
 	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
@@ -405,7 +407,7 @@ func (l *loop) judge(s *slot) (changed bool) {
 	s.report = &r
 	if again > 0 {
 		if at := now.Add(max(again, minGap)); at.Before(s.next) {
-			s.next = at
+			s.next, s.woken = at, true
 		}
 	}
 	return before == nil || before.Status != r.Status || !slices.EqualFunc(before.Findings, r.Findings, func(a, b finding.Finding) bool {

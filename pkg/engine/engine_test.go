@@ -634,3 +634,37 @@ func TestAStormTakesItsShare(t *testing.T) {
 		time.Sleep(time.Second) // it comes back
 	})
 }
+
+// What nothing wakes comes in one pass a minute, whenever each probe was woken
+// last: an idle agent wakes the processor once a minute.
+func TestProbesFallIntoOnePass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var at []time.Time
+		var list []probes.Probe
+		for _, name := range []string{"a", "b", "c", "d"} {
+			list = append(list, fake{name: name, check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				at = append(at, in.Now)
+				return healthy(ctx, in)
+			}})
+		}
+		r := start(t, noSystemd(t), nil, list...)
+		for _, name := range []string{"a", "b", "c"} {
+			time.Sleep(17 * time.Second)
+			r.eng.Wake(t.Context(), name)
+		}
+		time.Sleep(2 * time.Minute)
+		mu.Lock()
+		at = nil
+		mu.Unlock()
+		time.Sleep(time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		times := slices.CompactFunc(at, time.Time.Equal)
+		if passes := len(times); passes > 64 || len(at) != 4*passes {
+			t.Errorf("%d runs of 4 probes at %d times in an hour", len(at), passes)
+		}
+	})
+}
