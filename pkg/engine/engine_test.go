@@ -274,6 +274,43 @@ func TestHolds(t *testing.T) {
 		})
 	})
 
+	t.Run("what does not pass by itself is told at once, unless the config says otherwise", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				res := problem("A")
+				res.Findings[0].Settled = true
+				return res, nil
+			}})
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem}) {
+				t.Errorf("got %v", got)
+			}
+		})
+		synctest.Test(t, func(t *testing.T) {
+			var broken atomic.Bool
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				if !broken.Load() {
+					return finding.Result{}, nil
+				}
+				res := problem("A")
+				res.Findings[0].Settled = true
+				return res, nil
+			}})
+			cfg := *r.cfg
+			before := probes.Duration(time.Minute)
+			cfg.Hold = map[string]config.Hold{"A": {Before: &before}}
+			broken.Store(true)
+			r.eng.Configure(t.Context(), &cfg, nil)
+			time.Sleep(30 * time.Second)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK}) {
+				t.Errorf("within the config's hold: %v", got)
+			}
+			time.Sleep(time.Minute)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK, finding.Problem}) {
+				t.Errorf("after the config's hold: %v", got)
+			}
+		})
+	})
+
 	t.Run("after a restart the old problem does not clear and come again", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			prior := func(c string) bool { return c == probes.ConditionPrefix+"p" }

@@ -71,6 +71,9 @@ func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time
 		}
 		t.last = f
 		before, _ := cfg.HoldFor(h.rules[f.Reason])
+		if f.Settled && cfg.Hold[f.Reason].Before == nil {
+			before = 0
+		}
 		// What does not count is not held: muting a finding must show at once.
 		if wait := before - now.Sub(t.first); wait > 0 && f.Counts() && !t.told && !prior {
 			soon(wait)

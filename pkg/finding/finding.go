@@ -98,6 +98,10 @@ type Finding struct {
 	Evidence []Evidence `json:"evidence,omitempty"`
 	Remedy   *Remedy    `json:"remedy,omitempty"`
 	Muted    *Mute      `json:"muted,omitempty"`
+	// Settled: what was read says that this does not pass by itself, such as a
+	// unit that systemd has given up. The rule's HoldBefore, which only waits to
+	// see that, is left out then; one of the config's is not.
+	Settled bool `json:"-"`
 }
 
 // Key identifies a finding across passes.

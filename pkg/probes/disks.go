@@ -70,7 +70,7 @@ func (Disks) Rules() []finding.Rule {
 			Reason: "RequiredDeviceMissing", Severity: finding.Critical,
 			Means:      "A device the configuration requires is not on this host, or is smaller than required.",
 			Do:         "Attach the device, or correct the name under require.devices; the names there are stand in /dev/disk.",
-			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device",
+			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device; told at once when no disk here claims the name in udev's records",
 		},
 		{
 			Reason: "RequiredDeviceNotMounted", Severity: finding.Critical,
@@ -641,7 +641,16 @@ func (p *diskPass) requiredMissing(ctx context.Context, want RequiredDevice, m r
 	if len(f.Evidence) == 0 {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: m.dir, Observed: fmt.Sprintf("%s under that name", countOf(len(m.good), "device", "devices")), Expected: strconv.Itoa(count)})
 	}
-	return p.explainMissing(ctx, want, f)
+	f = p.explainMissing(ctx, want, f)
+	// While udev handles a change of a disk its record still claims the name.
+	claimed := 0
+	for link := range p.claims {
+		if ok, _ := path.Match(strings.TrimPrefix(want.ID, "/dev/"), link); ok {
+			claimed++
+		}
+	}
+	f.Settled = len(p.claims) > 0 && claimed <= len(m.good) && len(m.small) == 0 && !partitionLink.MatchString(path.Base(want.ID))
+	return f
 }
 
 // explainMissing adds why a name may be missing although its disk is there.

@@ -55,7 +55,9 @@ func (ISCSI) Wakes(Require) Wakes {
 		Files:      files,
 		KernelLog:  []string{"session recovery timed out", "detected conn error"},
 		Processes:  []string{"iscsid"},
-		// The message about a login comes before the session is logged in.
+		// The kernel tells iscsid, and the state of the session is what iscsid makes
+		// of it: 0.1 to 0.4 s later when a connection is lost, more after a login.
+		After: 500 * time.Millisecond,
 		Again: 2 * time.Second,
 	}
 }
@@ -68,21 +70,20 @@ func (ISCSI) Rules() []finding.Rule {
 		Means:      "iSCSI sessions exist and iscsid does not run: the kernel never reconnects by itself, so the next broken connection is lost for good.",
 		Do:         "systemctl start iscsid.service; it takes the sessions over. Never restart iscsi.service or open-iscsi.service for it: stopping those logs out of every session.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen; sessions live on meanwhile",
+		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen, and sessions live on meanwhile; told at once when systemd has given it up",
 	}, {
 		Reason:   "IscsidUnavailable",
 		Severity: finding.Critical,
 		Means:    "This host must be able to attach iSCSI volumes, and neither iscsid nor the socket that would start it is there.",
 		Do:       "Install the initiator (open-iscsi, iscsi-initiator-utils) and `systemctl enable --now iscsid.socket`.",
 	}, {
-		Reason:     "SessionFailed",
-		Severity:   finding.Critical,
-		Also:       []finding.Severity{finding.Warning},
-		Means:      "An iSCSI session has lost its connection: I/O on its disks waits until the recovery timeout and fails then. A warning while every disk of it has another working path in a multipath map.",
-		Do:         "Check the way to the portal in the subject and the target behind it; iscsid's journal says why it can not log in again.",
-		HoldBefore: 15 * time.Second,
-		HoldClear:  15 * time.Second,
-		HoldWhy:    "a controller failover or a restarted target comes back within seconds, and I/O only waits meanwhile; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
+		Reason:    "SessionFailed",
+		Severity:  finding.Critical,
+		Also:      []finding.Severity{finding.Warning},
+		Means:     "An iSCSI session has lost its connection: I/O on its disks waits until the recovery timeout and fails then. A warning while every disk of it has another working path in a multipath map.",
+		Do:        "Check the way to the portal in the subject and the target behind it; iscsid's journal says why it can not log in again.",
+		HoldClear: 15 * time.Second,
+		HoldWhy:   "told at once, because I/O waits at once, also where it comes back within seconds as after a controller failover; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
 	}, {
 		Reason:   "InitiatorNameMissing",
 		Severity: finding.Critical,
@@ -389,6 +390,7 @@ func (p ISCSI) judgeIscsid(r *finding.Result, d iscsidView, sessions int, requir
 			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored", sessions),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "iscsid.service"},
+			Settled:  downForGood(d.units["iscsid.service"]),
 		})
 	case required && d.live && !d.units["iscsid.socket"].Running():
 		f := finding.Finding{

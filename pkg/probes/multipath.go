@@ -73,13 +73,12 @@ func (Multipath) Rules() []finding.Rule {
 		HoldClear: 30 * time.Second,
 		HoldWhy:   "told at once, because I/O fails at once; cleared after more than one round of multipathd's checkers (5 to 20 s), as a path that has just returned often fails again",
 	}, {
-		Reason:     "PathsDegraded",
-		Severity:   finding.Warning,
-		Means:      "A multipath map works with fewer paths than it should have: the next failure may be the last.",
-		Do:         "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
-		HoldBefore: 10 * time.Second,
-		HoldClear:  time.Minute,
-		HoldWhy:    "a path that fails one check and passes the next 5 s later is no degradation; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired",
+		Reason:    "PathsDegraded",
+		Severity:  finding.Warning,
+		Means:     "A multipath map works with fewer paths than it should have: the next failure may be the last.",
+		Do:        "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
+		HoldClear: time.Minute,
+		HoldWhy:   "told at once, because the kernel has taken the path out of use after a failed I/O; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired, and is one problem until then",
 	}, {
 		Reason:    "QueueingWithoutPaths",
 		Severity:  finding.Critical,
@@ -93,7 +92,7 @@ func (Multipath) Rules() []finding.Rule {
 		Means:      "Multipath maps exist and multipathd does not run: failed paths are never reinstated, new ones never added, and queueing can not be switched off.",
 		Do:         "systemctl start multipathd.service, and read its journal for why it ended.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen",
+		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen; told at once when systemd has given it up",
 	}, {
 		Reason:     "MultipathdUnresponsive",
 		Severity:   finding.Warning,
@@ -1102,6 +1101,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back", existing),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "multipathd.service"},
+			Settled:  d.unit != nil && downForGood(*d.unit),
 		})
 	case d.silent != nil:
 		e := []finding.Evidence{{Source: d.address, Observed: d.silent.Error(), Expected: fmt.Sprintf("an answer within %s", multipathdPatience)}}

@@ -37,8 +37,9 @@ func (OOM) Condition() string { return ConditionPrefix + "OOMProblem" }
 // Wakes implements [Probe].
 func (OOM) Wakes(r Require) Wakes {
 	w := Wakes{
-		Units:     []string{"kubelet.service"},
-		KernelLog: []string{"oom-kill:", "Killed process "},
+		Units: []string{"kubelet.service"},
+		// The line after the kernel has counted the kill; "oom-kill:" comes before.
+		KernelLog: []string{"Killed process "},
 		Processes: []string{"kubelet", "kube-proxy"},
 		// A daemon sets its own score a moment after it starts.
 		Again: 5 * time.Second,

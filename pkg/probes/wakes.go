@@ -31,6 +31,9 @@ type Wakes struct {
 	// Processes are daemons by their comm, where there is no systemd to tell of
 	// their units.
 	Processes []string
+	// After is how long the probe waits after an event because what it reads comes
+	// about only then; 0 for not at all.
+	After time.Duration
 	// Again is how long after an event the probe looks once more, because what it
 	// reads may follow the event with a delay; 0 for not at all.
 	Again time.Duration

@@ -58,6 +58,7 @@ type plan struct {
 	clock      subjects
 	files      subjects
 	list       []host.FollowedFile // the files, with what counts of each
+	after      map[string]time.Duration
 	again      map[string]time.Duration
 }
 
@@ -65,7 +66,7 @@ type plan struct {
 type without struct{ systemd, kernelLog bool }
 
 func newPlan(on []probes.Probe, require probes.Require, follow map[string][]string, not without) *plan {
-	p := &plan{again: map[string]time.Duration{}}
+	p := &plan{after: map[string]time.Duration{}, again: map[string]time.Duration{}}
 	for _, probe := range on {
 		name, w := probe.Name(), probe.Wakes(require)
 		p.all = append(p.all, name)
@@ -94,7 +95,7 @@ func newPlan(on []probes.Probe, require probes.Require, follow map[string][]stri
 		for _, f := range follow[name] {
 			p.addFiles(name, []host.FollowedFile{{Name: f}})
 		}
-		p.again[name] = w.Again
+		p.after[name], p.again[name] = w.After, w.Again
 	}
 	return p
 }

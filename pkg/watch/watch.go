@@ -52,7 +52,7 @@ type Watcher struct {
 	follow map[string][]string // what each probe came upon
 	not    without
 	plan   *plan
-	again  map[string]*time.Timer
+	timers map[timer]*time.Timer
 	states map[string]string // of the sources: why one is not there, "" when it is
 	told   bool              // the line about them
 }
@@ -62,7 +62,7 @@ func New(h Host, log *slog.Logger, wake func(ctx context.Context, probe string))
 	return &Watcher{
 		host: h, log: log, wake: wake,
 		changed: make(chan struct{}, 1), listed: make(chan struct{}, 1), iscsi: make(chan struct{}, 1),
-		follow: map[string][]string{}, again: map[string]*time.Timer{}, states: map[string]string{},
+		follow: map[string][]string{}, timers: map[timer]*time.Timer{}, states: map[string]string{},
 	}
 }
 
@@ -176,7 +176,7 @@ func (w *Watcher) Run(ctx context.Context) {
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer w.stopAgain()
+	defer w.stopTimers()
 	type active struct {
 		names []string
 		stop  context.CancelFunc
@@ -301,25 +301,42 @@ func (w *Watcher) happened(ctx context.Context, s source, what string) {
 		return
 	}
 	w.log.Debug("woken", "source", s.name, "by", what, "probes", strings.Join(names, ","))
-	w.wakeAll(ctx, names)
+	var now []string
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, name := range names {
-		after := p.again[name]
-		switch t := w.again[name]; {
-		case after == 0 || ctx.Err() != nil:
-		case t == nil:
-			w.again[name] = time.AfterFunc(after, func() { w.wakeAll(ctx, []string{name}) })
-		default:
-			t.Reset(after)
+		if after := p.after[name]; after == 0 {
+			now = append(now, name)
+		} else if w.timers[timer{name, "after"}] == nil {
+			// Not pushed back by further events, or a storm would for ever.
+			w.timers[timer{name, "after"}] = time.AfterFunc(after, func() {
+				w.mu.Lock()
+				delete(w.timers, timer{name, "after"})
+				w.mu.Unlock()
+				w.wakeAll(ctx, []string{name})
+			})
 		}
+		if again := p.again[name]; again > 0 {
+			if t := w.timers[timer{name, "again"}]; t != nil {
+				t.Reset(again)
+			} else {
+				w.timers[timer{name, "again"}] = time.AfterFunc(again, func() { w.wakeAll(ctx, []string{name}) })
+			}
+		}
+	}
+	w.mu.Unlock()
+	if len(now) > 0 {
+		w.wakeAll(ctx, now)
 	}
 }
 
-func (w *Watcher) stopAgain() {
+// timer is a wake-up that is still to come: the first look after an event, or the
+// one once more.
+type timer struct{ probe, what string }
+
+func (w *Watcher) stopTimers() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, t := range w.again {
+	for _, t := range w.timers {
 		t.Stop()
 	}
 }

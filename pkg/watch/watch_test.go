@@ -364,17 +364,26 @@ func TestSourcesThatAreNotThere(t *testing.T) {
 func TestISCSIAppears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newAnnouncer()
-		r := start(t, h, fake{name: "iscsi", wakes: probes.Wakes{ISCSI: true, Subsystems: []string{"iscsi_session"}, Again: 2 * time.Second}})
+		r := start(t, h, fake{name: "iscsi", wakes: probes.Wakes{ISCSI: true, Subsystems: []string{"iscsi_session"}, After: 500 * time.Millisecond, Again: 2 * time.Second}})
 		h.mu.Lock()
 		delete(h.absent, "iscsi")
 		h.mu.Unlock()
 		h.says(t, "uevents", "iscsi_session")
+		time.Sleep(10 * time.Second)
 		r.took()
-		h.says(t, "iscsi", host.ISCSIErrors)
+		// What is announced comes about a moment later.
+		for range 4 {
+			h.says(t, "iscsi", host.ISCSIErrors)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if got := r.took(); got != "" {
+			t.Errorf("woke %q at once", got)
+		}
+		time.Sleep(101 * time.Millisecond)
 		if got := r.took(); got != "iscsi" {
 			t.Errorf("woke %q", got)
 		}
-		// And once more, when what was announced has come about.
+		// And once more.
 		time.Sleep(3 * time.Second)
 		if got := r.took(); got != "iscsi" {
 			t.Errorf("later woke %q", got)
