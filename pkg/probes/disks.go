@@ -59,6 +59,7 @@ func (Disks) Wakes(Require) Wakes {
 		UnitFiles:  true, // mount units
 		KernelLog: []string{
 			"EXT4-fs", "JBD2:", "XFS (", "BTRFS", "Buffer I/O error", "I/O error, dev ", "rejecting I/O to offline device", "device offlined",
+			"Disk failure on ", "device-mapper: thin:",
 		},
 	}
 }
