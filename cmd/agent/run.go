@@ -82,6 +82,7 @@ func (d *daemon) run(ctx context.Context) error {
 		// collections of a heap of a few megabytes.
 		debug.SetGCPercent(50)
 	}
+	lagTimers()
 	var view *host.Host
 	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
