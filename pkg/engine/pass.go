@@ -87,6 +87,7 @@ func report(p probes.Probe, cfg *config.Sections, o outcome, now time.Time) find
 		Summary:   o.result.Summary,
 		Findings:  fs,
 		Samples:   o.result.Samples,
+		Follow:    o.result.Follow,
 		Err:       o.err,
 		Required:  p.General().Required,
 		Started:   o.started,

@@ -83,7 +83,7 @@ func (l *busLink) connect(ctx context.Context, slot **dbus.Conn, dial func(conte
 
 // open authenticates on the socket at name; hello says whether a bus or systemd
 // itself is behind it.
-func (l *busLink) open(ctx context.Context, name string, hello bool) (*dbus.Conn, error) {
+func (l *busLink) open(ctx context.Context, name string, hello bool, options ...dbus.ConnOption) (*dbus.Conn, error) {
 	return bound(ctx, &l.host.calls, name, func(c *dbus.Conn) { c.Close() }, func() (*dbus.Conn, error) {
 		sock, err := l.host.dialPath(ctx, name)
 		if err != nil {
@@ -92,7 +92,7 @@ func (l *busLink) open(ctx context.Context, name string, hello bool) (*dbus.Conn
 		deadline, _ := ctx.Deadline()
 		sock.SetDeadline(deadline)
 		// The library's generic transport takes 12 KiB of memory a message.
-		c, err := dbus.DialUnix(sock.(*net.UnixConn))
+		c, err := dbus.DialUnix(sock.(*net.UnixConn), options...)
 		if err != nil {
 			sock.Close()
 			return nil, fmt.Errorf("%s: %w", name, err)

@@ -210,6 +210,8 @@ type disk struct {
 	Kind diskKind
 	// Link is where /sys/block leads for a SCSI disk; "" when it is no link.
 	Link string
+	// Unit is the directory of its SCSI device.
+	Unit string
 	// State is that of the SCSI device (drivers/scsi/scsi_sysfs.c sdev_states).
 	State   string
 	Sectors uint64
@@ -336,7 +338,7 @@ func (d *disk) takeSize(read host.Attribute) error {
 
 // readSCSIDisk adds the size to what is known of a SCSI disk.
 func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevice, kept map[string]*keptDisk) error {
-	d.Link, d.State = s.Link, s.State
+	d.Link, d.Unit, d.State = s.Link, s.Unit, s.State
 	k := kept[d.Name]
 	d.Identity = k.clean(s.WWID)
 	if k != nil && k.node == s.Node && s.Node != 0 && k.blocks == k.now {

@@ -263,6 +263,9 @@ func (p *diskPass) checkDisks(ctx context.Context) {
 		if d.Kind != scsiDisk {
 			continue
 		}
+		if d.Link != "" && len(p.result.Follow) < maxFollow {
+			p.result.Follow = append(p.result.Follow, d.Unit+"/state")
+		}
 		lost, passing := scsiStateIsBad(d.State)
 		if passing && p.Now.Sub(p.Memory.Since("state "+d.Name+" "+d.State, p.Now)) >= passingAfter {
 			lost = true

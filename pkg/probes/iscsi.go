@@ -41,6 +41,28 @@ func (ISCSI) Name() string { return "iscsi" }
 // Condition implements [Probe].
 func (ISCSI) Condition() string { return ConditionPrefix + "ISCSIProblem" }
 
+// Wakes implements [Probe]. A connection that is lost is no uevent; that the
+// recovery timeout has run out is in the kernel's log alone.
+func (ISCSI) Wakes(Require) Wakes {
+	files := followed(initiatorNameFile)
+	for _, dir := range nodeRecordDirs() {
+		files = append(files, host.FollowedFile{Name: dir + "/"})
+	}
+	return Wakes{
+		ISCSI:      true,
+		Subsystems: []string{"iscsi_session", "iscsi_connection"},
+		Units:      append([]string{"iscsid.service", "iscsid.socket"}, loginUnits()...),
+		UnitFiles:  true, // whether the login unit is enabled
+		Files:      files,
+		KernelLog:  []string{"session recovery timed out", "detected conn error"},
+		Processes:  []string{"iscsid"},
+		// The kernel tells iscsid, and the state of the session is what iscsid makes
+		// of it: 0.1 to 0.4 s later when a connection is lost, more after a login.
+		After: 500 * time.Millisecond,
+		Again: 2 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (ISCSI) Rules() []finding.Rule {
 	return []finding.Rule{{
@@ -49,7 +71,7 @@ func (ISCSI) Rules() []finding.Rule {
 		Means:      "iSCSI sessions exist and iscsid does not run: the kernel never reconnects by itself, so the next broken connection is lost for good.",
 		Do:         "systemctl start iscsid.service; it takes the sessions over. Never restart iscsi.service or open-iscsi.service for it: stopping those logs out of every session.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen; sessions live on meanwhile",
+		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen, and sessions live on meanwhile; told at once when systemd has given it up",
 	}, {
 		Reason:   "IscsidUnavailable",
 		Severity: finding.Critical,
@@ -61,9 +83,9 @@ func (ISCSI) Rules() []finding.Rule {
 		Also:       []finding.Severity{finding.Warning},
 		Means:      "An iSCSI session has lost its connection: I/O on its disks waits until the recovery timeout and fails then. A warning while every disk of it has another working path in a multipath map.",
 		Do:         "Check the way to the portal in the subject and the target behind it; iscsid's journal says why it can not log in again.",
-		HoldBefore: 15 * time.Second,
+		HoldBefore: iscsidStart,
 		HoldClear:  15 * time.Second,
-		HoldWhy:    "a controller failover or a restarted target comes back within seconds, and I/O only waits meanwhile; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
+		HoldWhy:    "an iscsid that has just started lets go of every session and logs in again within seconds; told at once in all other cases, because I/O waits at once, also where it comes back within seconds as after a controller failover; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
 	}, {
 		Reason:   "InitiatorNameMissing",
 		Severity: finding.Critical,
@@ -134,11 +156,15 @@ func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 	loaded := err == nil
 	daemon, daemonErr := iscsidState(ctx, in.Host, len(sessions), required, len(sessions) > 0 || required || loaded)
 	errs = append(errs, daemonErr)
+	for _, proc := range daemon.procs {
+		first := in.Memory.Since(fmt.Sprintf("iscsid %d %d", proc.PID, proc.StartTicks), in.Now)
+		daemon.warm = daemon.warm || in.Now.Sub(first) >= iscsidStart
+	}
 	inUse := len(sessions) > 0 || required || daemon.running
 
 	p.judgeIscsid(&r, daemon, len(sessions), required)
 	if len(sessions) > 0 {
-		errs = append(errs, p.judgeSessions(ctx, in.Host, &r, sessions))
+		errs = append(errs, p.judgeSessions(ctx, in.Host, &r, sessions, daemon.recovers()))
 	}
 	errs = append(errs, judgeInitiatorName(ctx, in, &r, sessions, inUse))
 	if required && !loaded && len(sessions) == 0 {
@@ -354,6 +380,22 @@ type iscsidView struct {
 	live  bool
 	// queued: systemd is starting or stopping it.
 	queued bool
+	// procs are its processes; warm: one of them has run for iscsidStart.
+	procs []host.Process
+	warm  bool
+}
+
+// iscsidStart is how long an iscsid that has just started may take to log in
+// again to the sessions it found.
+const iscsidStart = 15 * time.Second
+
+// recovers reports whether sessions are out of use because iscsid is being
+// restarted: it logs in to all of them again when it starts.
+func (d iscsidView) recovers() bool {
+	if !d.known || d.warm {
+		return false
+	}
+	return d.running || d.live && d.units != nil && !downForGood(d.units["iscsid.service"])
 }
 
 // String is for the summary.
@@ -379,9 +421,10 @@ func iscsidState(ctx context.Context, v host.View, sessions int, required, matte
 	look := func(needed bool) {
 		var procs []host.Process
 		procs, err = processesNamed(ctx, v, func(comm string) bool { return comm == "iscsid" }, needed)
-		d.running = slices.ContainsFunc(procs, func(p host.Process) bool {
-			return !p.Kernel && p.State != 'Z' && p.State != 'X'
+		d.procs = slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
+			return p.Kernel || p.State == 'Z' || p.State == 'X'
 		})
+		d.running = len(d.procs) > 0
 	}
 	look(sessions > 0)
 	if err != nil {
@@ -437,6 +480,7 @@ func (p ISCSI) judgeIscsid(r *finding.Result, d iscsidView, sessions int, requir
 			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored", sessions),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "iscsid.service"},
+			Settled:  downForGood(d.units["iscsid.service"]),
 		})
 	case required && d.live && !d.units["iscsid.socket"].Running():
 		f := finding.Finding{
@@ -489,7 +533,7 @@ func readISCSIPaths(ctx context.Context, v host.View) (iscsiPaths, error) {
 	return paths, nil
 }
 
-func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession) error {
+func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, recovers bool) error {
 	var errs []error
 	// What lies over the sessions matters only where one of them is not as it
 	// should be, and takes four times as long to find out as their state.
@@ -528,6 +572,7 @@ func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result
 		}
 		// Several sessions between the same ends (node.session.nr_sessions)
 		// are told as one.
+		f.Settled = !recovers
 		if other, ok := failed[f.Subject]; ok {
 			if other.Severity.Rank() > f.Severity.Rank() {
 				f, other = other, f

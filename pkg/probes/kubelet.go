@@ -237,6 +237,19 @@ func (k Kubelet) resolve(ctx context.Context, v host.Files, name string) string 
 	return path.Join(cwd, name)
 }
 
+// configFiles are the file and the directory of drop-ins (with '/' at its end)
+// that the kubelet reads its configuration from when it starts.
+func (k Kubelet) configFiles(ctx context.Context, v host.Files) []string {
+	var names []string
+	if file := k.Flags.Last("config"); file != "" && !k.OwnRoot {
+		names = append(names, k.resolve(ctx, v, file))
+	}
+	if dir := k.Flags.Last("config-dir"); dir != "" && !k.OwnRoot {
+		names = append(names, k.resolve(ctx, v, dir)+"/")
+	}
+	return names
+}
+
 // splitCmdline splits /proc/PID/cmdline, whose arguments end in NUL bytes.
 func splitCmdline(data []byte) []string {
 	data = bytes.TrimRight(data, "\x00")

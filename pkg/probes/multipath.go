@@ -50,6 +50,19 @@ func (Multipath) Name() string { return "multipath" }
 // Condition implements [Probe].
 func (Multipath) Condition() string { return ConditionPrefix + "MultipathProblem" }
 
+// Wakes implements [Probe]. A path that fails is a uevent of its map's.
+func (Multipath) Wakes(Require) Wakes {
+	return Wakes{
+		Subsystems: []string{"block"},
+		Units:      []string{"multipathd.service"},
+		Files:      followed("/etc/multipath.conf", "/etc/multipath/conf.d/"),
+		Processes:  []string{"multipathd"},
+		// multipathd's own view of a path comes after the kernel's, and what it
+		// was configured with after the file.
+		Again: 3 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (Multipath) Rules() []finding.Rule {
 	return []finding.Rule{{
@@ -60,13 +73,12 @@ func (Multipath) Rules() []finding.Rule {
 		HoldClear: 30 * time.Second,
 		HoldWhy:   "told at once, because I/O fails at once; cleared after more than one round of multipathd's checkers (5 to 20 s), as a path that has just returned often fails again",
 	}, {
-		Reason:     "PathsDegraded",
-		Severity:   finding.Warning,
-		Means:      "A multipath map works with fewer paths than it should have: the next failure may be the last.",
-		Do:         "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
-		HoldBefore: 10 * time.Second,
-		HoldClear:  time.Minute,
-		HoldWhy:    "a path that fails one check and passes the next 5 s later is no degradation; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired",
+		Reason:    "PathsDegraded",
+		Severity:  finding.Warning,
+		Means:     "A multipath map works with fewer paths than it should have: the next failure may be the last.",
+		Do:        "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
+		HoldClear: time.Minute,
+		HoldWhy:   "told at once, because the kernel has taken the path out of use after a failed I/O; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired, and is one problem until then",
 	}, {
 		Reason:    "QueueingWithoutPaths",
 		Severity:  finding.Critical,
@@ -80,7 +92,7 @@ func (Multipath) Rules() []finding.Rule {
 		Means:      "Multipath maps exist and multipathd does not run: failed paths are never reinstated, new ones never added, and queueing can not be switched off.",
 		Do:         "systemctl start multipathd.service, and read its journal for why it ended.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen",
+		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen; told at once when systemd has given it up",
 	}, {
 		Reason:     "MultipathdUnresponsive",
 		Severity:   finding.Warning,
@@ -178,6 +190,12 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.name, "state", "active")
 			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.name, "state", "failed")
 		}
+		for _, path := range m.paths {
+			// Whoever takes a path offline by hand is not announced otherwise.
+			if path.stateDir != "" && len(r.Follow) < maxFollow {
+				r.Follow = append(r.Follow, path.stateDir+"/state")
+			}
+		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
 		sum := m.places(judged, local)
@@ -258,6 +276,8 @@ type multipathPath struct {
 	// kernel is "active" or "failed", state the SCSI device's state, checker
 	// multipathd's.
 	kernel, state, checker string
+	// stateDir is where state was read.
+	stateDir string
 	// gone: the block device is no longer in sysfs.
 	gone bool
 }
@@ -461,7 +481,7 @@ func look(ctx context.Context, v host.View, memory *Memory, found []multipathMap
 			}
 			p.name = path.Base(p.link)
 			if d, ok := blockDevice(devices, p.name); ok {
-				p.state = d.State
+				p.takeState(d)
 				if d.Node != 0 {
 					next[p.dev] = pathPlace{p.link, d.Node}
 				}
@@ -475,7 +495,8 @@ func look(ctx context.Context, v host.View, memory *Memory, found []multipathMap
 	for i := range found {
 		for j := range found[i].paths {
 			if p := &found[i].paths[j]; p.state == "" && !p.gone {
-				p.state, _ = deviceAttr(ctx, v, dir+"/"+devT(p.dev)+"/device/state")
+				p.stateDir = dir + "/" + devT(p.dev) + "/device"
+				p.state, _ = deviceAttr(ctx, v, p.stateDir+"/state")
 			}
 		}
 	}
@@ -488,8 +509,15 @@ func (p *multipathPath) at(devices []host.BlockDevice, k pathPlace) bool {
 	if !ok || d.Node != k.node {
 		return false
 	}
-	p.name, p.link, p.state = d.Name, k.link, d.State
+	p.name, p.link = d.Name, k.link
+	p.takeState(d)
 	return true
+}
+
+func (p *multipathPath) takeState(d host.BlockDevice) {
+	if p.state = d.State; p.state != "" {
+		p.stateDir = d.Unit
+	}
 }
 
 func blockDevice(devices []host.BlockDevice, name string) (host.BlockDevice, bool) {
@@ -1116,6 +1144,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back", existing),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "multipathd.service"},
+			Settled:  d.unit != nil && downForGood(*d.unit),
 		})
 	case d.silent != nil:
 		e := []finding.Evidence{{Source: d.address, Observed: d.silent.Error(), Expected: fmt.Sprintf("an answer within %s", multipathdPatience)}}

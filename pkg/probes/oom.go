@@ -34,6 +34,29 @@ func (OOM) Name() string { return "oom" }
 // Condition implements [Probe].
 func (OOM) Condition() string { return ConditionPrefix + "OOMProblem" }
 
+// Wakes implements [Probe].
+func (OOM) Wakes(r Require) Wakes {
+	w := Wakes{
+		Units: []string{"kubelet.service"},
+		// The line after the kernel has counted the kill; "oom-kill:" comes before.
+		KernelLog: []string{"Killed process "},
+		Processes: []string{"kubelet", "kube-proxy"},
+		// A daemon sets its own score a moment after it starts.
+		Again: 5 * time.Second,
+	}
+	for _, slice := range append(kubepodsNames(""), systemSlice) {
+		w.WithoutKernelLog = append(w.WithoutKernelLog, followed(cgroupRoot+slice+"/memory.events")...)
+	}
+	for _, d := range scoredDaemons() {
+		w.Units = append(w.Units, d.units...)
+		w.Processes = append(w.Processes, d.comm)
+	}
+	for _, o := range r.OOMScores {
+		w.Units = append(w.Units, o.Unit)
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p OOM) Validate() error { return positive("window", p.Window) }
 
@@ -173,6 +196,9 @@ func (c *oomCheck) run() {
 	}
 	c.findDaemons(k, hasKubelet, config)
 	c.checkDaemons()
+	for _, d := range c.daemons {
+		c.r.Follow = append(c.r.Follow, procFile(d.pid, "oom_score_adj"))
+	}
 	summary := []string{c.scoresSummary()}
 	if c.kubepods != "" {
 		c.boxes = c.findContainers()

@@ -37,6 +37,25 @@ func (Packages) Name() string { return "packages" }
 // Condition implements [Probe].
 func (Packages) Condition() string { return ConditionPrefix + "PackageProblem" }
 
+// Wakes implements [Probe]. What a query leaves beside the database must not
+// count, or a query would be answered with the next one.
+func (Packages) Wakes(Require) Wakes {
+	w := Wakes{
+		Files: append(followed(dpkgStatus, dpkgStatusDir+"/"),
+			// A run of apt or dpkg, or what was left of one, is over.
+			host.FollowedFile{Name: dpkgFrontendLock, On: host.FileReleased},
+			host.FollowedFile{Name: dpkgLock, On: host.FileReleased}),
+		// rpm lets go of its lock after its last write, and nobody tells.
+		Again: 2 * time.Second,
+	}
+	for _, dir := range rpmDirs {
+		for _, f := range rpmFiles {
+			w.Files = append(w.Files, host.FollowedFile{Name: path.Join(dir, f), On: host.FileWritten})
+		}
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Packages) Validate() error { return positive("lockHeldFor", p.LockHeldFor) }
 

@@ -39,6 +39,18 @@ func (PIDs) Name() string { return "pids" }
 // Condition implements [Probe].
 func (PIDs) Condition() string { return ConditionPrefix + "PIDProblem" }
 
+// Wakes implements [Probe]. The groups and limits that are watched are known
+// after a look.
+func (PIDs) Wakes(Require) Wakes {
+	return Wakes{
+		Units:     []string{"kubelet.service", "containerd.service", "crio.service", "docker.service"},
+		KernelLog: []string{"fork rejected by pids controller"},
+		Processes: []string{"kubelet", "containerd", "crio", "dockerd"},
+		// The kubelet writes its limits some seconds after it starts.
+		Again: 10 * time.Second,
+	}
+}
+
 // Validate implements [Probe].
 func (p PIDs) Validate() error {
 	var errs []error
@@ -159,6 +171,7 @@ func (c *pidCheck) run() {
 	pods := c.checkPods(nodeErr == nil)
 	c.checkForks(units, pods)
 	c.checkInotify()
+	c.follow(units, pods)
 
 	parts := []string{}
 	if nodeErr == nil {
@@ -353,12 +366,32 @@ func (c *pidCheck) checkUnits() []string {
 	return paths
 }
 
+// follow names what was read that somebody may write, and where the kernel tells
+// of refused forks (cgroup v2).
+func (c *pidCheck) follow(units []string, pods podsPIDs) {
+	c.r.Follow = append(c.r.Follow, "/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max")
+	groups := append(slices.Clone(units), systemSlice)
+	if pods.path != "" {
+		groups = append(groups, pods.path)
+	}
+	slices.Sort(groups)
+	for _, name := range slices.Compact(groups) {
+		c.r.Follow = append(c.r.Follow, c.tree.file(name, "pids.max"))
+		if c.tree.unified {
+			c.r.Follow = append(c.r.Follow, c.tree.file(name, "pids.events"))
+		}
+	}
+	c.r.Follow = append(c.r.Follow, pods.configFiles...)
+}
+
 // podsPIDs is what checkPods found out about the pods' control group.
 type podsPIDs struct {
 	// path of kubepods; "" when there is none.
 	path    string
 	nearly  bool // it is at its limit or close to it
 	summary string
+	// configFiles are where the kubelet's configuration lies.
+	configFiles []string
 }
 
 func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
@@ -387,7 +420,7 @@ func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
 	}
 	known := fileErr == nil || liveErr == nil
 
-	pods := podsPIDs{}
+	pods := podsPIDs{configFiles: k.configFiles(c.ctx, c.in.Host)}
 	pods.path, err = c.tree.findKubepods(c.ctx, running, func() string { return podProcessCgroup(c.ctx, c.in.Host, c.procs) })
 	if err != nil {
 		c.failed(fmt.Errorf("control group of the pods: %w", err))
