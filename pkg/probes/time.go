@@ -158,16 +158,15 @@ func (p Time) Check(ctx context.Context, in Input) (finding.Result, error) {
 		c.errs = append(c.errs, fmt.Errorf("looking for time daemons: %w", err))
 	}
 	c.conflict(daemons)
-	for _, d := range daemons {
-		first := in.Memory.Since(fmt.Sprintf("daemon %d %d", d.pid, d.started), in.Now)
-		c.warm = c.warm || len(daemons) == 1 && in.Now.Sub(first) >= daemonStart
-	}
+	c.daemons = daemons
 	switch {
 	case has(daemons, "chronyd"):
 		c.chronyd(ctx)
 	case has(daemons, "systemd-timesyncd"):
+		c.works()
 		c.timesyncd(ctx)
 	case len(daemons) > 0:
+		c.works()
 		c.kernelOnly(daemons[0].name)
 	case err == nil:
 		c.noDaemon(ctx)
@@ -183,13 +182,23 @@ type clockCheck struct {
 	kernel host.Timex
 	r      *finding.Result
 	errs   []error
-	// warm: the daemon has run for longer than its start may take.
+	daemons []timeDaemon
+	// warm: the daemon has worked for longer than its start may take.
 	warm bool
 }
 
 // daemonStart is how long a time daemon that was just started may need for its
 // first measurement and a step of the clock.
 const daemonStart = 15 * time.Second
+
+// works notes that the daemon is at work in this pass. One that was stopped, and
+// goes on, is at its start again: what it measured before is too old for it.
+func (c *clockCheck) works() {
+	for _, d := range c.daemons {
+		first := c.in.Memory.Since(fmt.Sprintf("daemon %d %d", d.pid, d.started), c.in.Now)
+		c.warm = c.warm || len(c.daemons) == 1 && c.in.Now.Sub(first) >= daemonStart
+	}
+}
 
 func (c *clockCheck) kernelSynchronised() bool { return c.kernel.MaxError < ntpPhaseLimit }
 
@@ -225,6 +234,7 @@ func (c *clockCheck) chronyd(ctx context.Context) {
 	s, err := askChrony(ctx, c.in.Host)
 	switch {
 	case errors.Is(err, errChronyClosed):
+		c.works()
 		c.kernelOnly("chronyd (command port closed)")
 		return
 	case errors.Is(err, host.ErrNoReply):
@@ -243,6 +253,7 @@ func (c *clockCheck) chronyd(ctx context.Context) {
 		c.kernelNumbers()
 		return
 	}
+	c.works()
 	t := s.tracking
 	tracking := "chronyd tracking, " + s.via
 	sources := "chronyd sources, " + s.via

@@ -88,3 +88,26 @@ func mustHex(s string) []byte {
 	}
 	return b
 }
+
+// A chronyd that hung and goes on says for a while that nothing is synchronised,
+// as one does that has just started: neither is told at once.
+func TestDaemonThatGoesOnIsAtItsStart(t *testing.T) {
+	memory, now := NewMemory(), time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	pass := func(after time.Duration, answers bool) bool {
+		now = now.Add(after)
+		memory.Begin()
+		c := clockCheck{in: Input{Memory: memory, Now: now}, daemons: []timeDaemon{{pid: 350, started: 7}}}
+		if answers {
+			c.works()
+		}
+		return c.warm
+	}
+	for i, want := range []struct {
+		after         time.Duration
+		answers, warm bool
+	}{{0, true, false}, {daemonStart, true, true}, {time.Minute, true, true}, {time.Minute, false, false}, {time.Second, true, false}, {daemonStart, true, true}} {
+		if got := pass(want.after, want.answers); got != want.warm {
+			t.Errorf("pass %d: warm %t, want %t", i+1, got, want.warm)
+		}
+	}
+}
