@@ -97,9 +97,9 @@ func (m *machine) describe(ctx context.Context, f *fleet) (err error) {
 func document(m machine, s settings, results []result) string {
 	var b strings.Builder
 	last := results[len(results)-1]
-	fmt.Fprintf(&b, "Measured on one machine with %d processors (%s) and %.0f GB, Linux %s, Go %s, kube-apiserver %s, etcd %s; load average %s before the run, which took %s. A Node is %.1f KB of JSON as an agent is sent it. Admission policies in force: %s.\n\n",
+	fmt.Fprintf(&b, "Measured on one machine with %d processors (%s) and %.0f GB, Linux %s, Go %s, kube-apiserver %s, etcd %s; load average %s before the run, which took %.0f minutes. A Node is %.1f KB of JSON as an agent is sent it. Admission policies in force: %s.\n\n",
 		m.cores, m.processor, float64(m.memory)/(1<<30), m.kernel, strings.TrimPrefix(runtime.Version(), "go"), m.kubernetes, m.etcd, m.load,
-		m.took.Round(time.Minute), float64(last.nodeJSON)/1000, strings.Join(m.policies, ", "))
+		m.took.Minutes(), float64(last.nodeJSON)/1000, strings.Join(m.policies, ", "))
 
 	row := func(cells ...string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
 	head := func(cells ...string) { row(cells...); fmt.Fprintf(&b, "|%s\n", strings.Repeat("---|", len(cells))) }
@@ -168,7 +168,9 @@ func document(m machine, s settings, results []result) string {
 		limitText(last, row, head)
 		fmt.Fprintf(&b, "\n%s\n", limitVerdict(m, last))
 	}
-	if p := last.outage; p != nil {
+	if err := last.outageErr; err != nil {
+		fmt.Fprintf(&b, "\n### The API server gone for %s\n\nNot survived: %v\n", s.outage, err)
+	} else if p := last.outage; p != nil {
 		fmt.Fprintf(&b, "\n### The API server gone for %s\n\nThe %s agents made %s connection attempts (%.1f each) and needed %s from its end until the last watched its node again, its new start included; in the busiest second %s of them asked for their node. Turned away %s, failed %s (while it was gone), refused %s.\n",
 			s.outage, thousands(last.nodes), thousands(p.dials), float64(p.dials)/float64(last.nodes), seconds(p.length()), thousands(p.asked("list")),
 			thousands(p.count("", turnedAway)), thousands(p.count("", failed)), thousands(p.count("", refused)))

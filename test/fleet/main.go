@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("fleet", flag.ContinueOnError)
 	sizes := flags.String("nodes", "500,1000,2500,5000", "sizes of the fleets to measure")
 	limits := flags.String("limits", "100,200,300,400,500,600,800,1000,1500,2000", "transitions a second to try on the largest fleet, until the API server gives in; empty for none")
-	flags.DurationVar(&s.idle, "idle", 30*time.Second, "how long to watch the API server without agents")
+	flags.DurationVar(&s.idle, "idle", 20*time.Second, "how long to watch the API server without agents")
 	flags.DurationVar(&s.steady, "steady", time.Minute, "how long to watch it with agents that find nothing new")
 	flags.DurationVar(&s.over, "over", 10*time.Second, "in what time all agents start, and all nodes lose time")
 	flags.DurationVar(&s.minReady, "min-ready", 10*time.Second, "minReadySeconds of the DaemonSet")
@@ -81,6 +81,9 @@ func run(ctx context.Context, args []string) error {
 	for i, n := range s.sizes {
 		r, err := measureSize(ctx, s, n, i == len(s.sizes)-1, &m)
 		if err != nil {
+			if len(results) > 0 { // minutes of measuring are not thrown away
+				fmt.Print(document(m, s, results))
+			}
 			return fmt.Errorf("%d nodes: %w", n, err)
 		}
 		results = append(results, r)
@@ -116,7 +119,8 @@ type result struct {
 	idle, start, steady, fault, recovery, rollout phase
 	limits                                        []attempt
 	outage                                        *phase
-	nodeJSON                                      int // bytes of a Node as agents get it
+	outageErr                                     error // the agents did not all come back
+	nodeJSON                                      int   // bytes of a Node as agents get it
 }
 
 // attempt is one rate of transitions that was tried.
@@ -202,7 +206,10 @@ func measureSize(ctx context.Context, s settings, nodes int, largest bool, m *ma
 		return r, err
 	}
 	end() // the kubelets' updates would only fail
-	p, err := f.measure(ctx, "outage", func(ctx context.Context) error { return f.outage(ctx, s.outage) })
+	p, err := f.measure(ctx, "outage", func(ctx context.Context) error {
+		r.outageErr = f.outage(ctx, s.outage)
+		return ctx.Err()
+	})
 	r.outage = &p
 	return r, err
 }
