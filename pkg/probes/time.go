@@ -178,10 +178,10 @@ func (p Time) Check(ctx context.Context, in Input) (finding.Result, error) {
 // clockCheck is the state of one pass.
 type clockCheck struct {
 	Time
-	in     Input
-	kernel host.Timex
-	r      *finding.Result
-	errs   []error
+	in      Input
+	kernel  host.Timex
+	r       *finding.Result
+	errs    []error
 	daemons []timeDaemon
 	// warm: the daemon has worked for longer than its start may take.
 	warm bool
