@@ -52,8 +52,9 @@ type timed struct {
 	// lingers: the fault is told for a while after it was, so that there is
 	// nothing to repair.
 	lingers bool
-	// again makes a further repetition possible.
-	again func(b *bench, t *testing.T)
+	// same: another one would change nothing in the API as long as the last is
+	// told.
+	same bool
 
 	prepare, restore string
 }
@@ -66,8 +67,6 @@ type bench struct {
 	// config is in force, refreshed so often.
 	config    string
 	refreshed int
-	// primed is when the control group of the fork failures had its first.
-	primed time.Time
 }
 
 // witness finds out when the host told of something. out is what the script of
@@ -244,7 +243,7 @@ systemctl reset-failed e2e-oom-%[1]d || true`, 99-k)
 	forks := timed{
 		name: "fork refused", by: "pids.events",
 		condition: "PIDProblem", reasons: []string{"ForkFailures"},
-		script: always(refuseFork), told: asPrinted, lingers: true, again: (*bench).forgetForks,
+		script: always(refuseFork), told: asPrinted, lingers: true, same: true,
 		prepare: startForks, restore: "systemctl stop " + forkUnit,
 	}
 	session := timed{
@@ -259,9 +258,8 @@ systemctl reset-failed e2e-oom-%[1]d || true`, 99-k)
 		script: always(setPaths("offline", "1")), told: byUevent("change", `/block/dm-`, "DM_ACTION=PATH_FAILED"),
 		repair: setPaths("running", "9"),
 	}
-	// The clock last but one, for chronyd takes a while to trust it again; the
-	// forks last, see forgetForks.
-	return []timed{stopped, killed, unplugged, failed, removed, edited, oom, session, path, stepped, forks}
+	// The clock last, for chronyd takes a while to trust it again.
+	return []timed{stopped, killed, unplugged, failed, removed, edited, oom, session, path, forks, stepped}
 }
 
 const startForks = `systemctl is-active -q ` + forkUnit + ` || systemd-run --quiet --unit ` + forkUnit + ` -p TasksMax=1 sleep infinity`
@@ -348,12 +346,6 @@ func (w *world) timeFaults(t *testing.T, f form, interval time.Duration, faults 
 			t.Error(err)
 		}
 	})
-	if f.repetitions > 1 && slices.ContainsFunc(faults, func(f timed) bool { return f.again != nil }) {
-		if _, err := b.s.do(startForks + "\n" + refuseFork); err != nil {
-			t.Fatal(err)
-		}
-		b.primed = time.Now()
-	}
 	for _, fault := range faults {
 		t.Run(fault.name, func(t *testing.T) {
 			rigtest.OnFailure(t, w.dump)
@@ -366,12 +358,11 @@ func (w *world) timeFaults(t *testing.T, f form, interval time.Duration, faults 
 			}
 			told[fault.name], cleared[fault.name] = &timing{}, &timing{}
 			for k := range f.repetitions {
-				if fault.again != nil && f.repetitions > 1 {
-					fault.again(b, t)
-				}
 				b.once(t, fault, k, told[fault.name], cleared[fault.name])
 			}
-			b.refresh(t) // what lingers goes
+			if fault.lingers {
+				b.forget(t)
+			}
 			w.Await(t, "calm", b.calm(fault))
 			t.Logf("%s: %s; recovery: %s", fault.name, told[fault.name], cleared[fault.name])
 		})
@@ -416,6 +407,9 @@ func (b *bench) once(t *testing.T, f timed, k int, told, cleared *timing) {
 	})
 	if !f.lingers {
 		b.w.Await(t, "calm", b.calm(f))
+	}
+	if f.same && k > 0 {
+		b.forget(t)
 	}
 	b.breathe()
 
@@ -575,7 +569,7 @@ func (b *bench) put(t *testing.T, config string) {
 			return errors.New("its marker is not there yet")
 		}
 		was, is := probeRuns(before), probeRuns(now)
-		for _, probe := range []string{"time", "disks", "multipath", "iscsi", "oom", "packages", "units"} {
+		for _, probe := range []string{"time", "disks", "multipath", "iscsi", "packages", "units"} {
 			if is[probe] == was[probe] {
 				return fmt.Errorf("%s has not run since", probe)
 			}
@@ -584,20 +578,24 @@ func (b *bench) put(t *testing.T, config string) {
 	})
 }
 
-// forkWindow is how long the agent tells a refused fork; a little more.
-const forkWindow = 10*time.Minute + 10*time.Second
+// pushOut fills the kernel's log until what it said of refused forks and OOM
+// kills is gone. Level 7, for the serial console is slow.
+const pushOut = `sysctl -q kernel.printk_devkmsg=on
+line=$(printf '<7>e2e %0900d' 0)
+while dmesg | grep -q -e 'fork rejected' -e 'oom-kill:'; do
+  for i in $(seq 100); do echo "$line" >/dev/kmsg; done
+done
+sysctl -q kernel.printk_devkmsg=ratelimit`
 
-// forgetForks has the agent forget that forks were refused, by switching the
-// probe off and on: it tells them for ten minutes, and one more would change
-// nothing. To a probe that starts the kernel's log tells the first refusal of
-// each control group, which must be older than that by then.
-func (b *bench) forgetForks(t *testing.T) {
+// forget has the agent forget refused forks and OOM kills, which it tells for
+// ten minutes, so that one more would change nothing: by switching their probes
+// off and on, with nothing left in the kernel's log for a probe that starts.
+func (b *bench) forget(t *testing.T) {
 	t.Helper()
-	if wait := time.Until(b.primed.Add(forkWindow)); wait > 0 {
-		t.Logf("waiting %s for the first refusal to be history", wait.Round(time.Second))
-		time.Sleep(wait)
-	}
-	b.put(t, strings.Replace(b.config, "probes:\n", "probes:\n  pids: {enabled: false}\n", 1))
+	b.w.Guest(t, pushOut)
+	b.put(t, strings.Replace(b.config, "probes:\n  oom: {", "probes:\n  pids: {enabled: false}\n  oom: {enabled: false, ", 1))
 	b.refresh(t)
-	b.w.Await(t, "no refused fork to be told", b.w.is("PIDProblem", corev1.ConditionFalse, "NoProblem"))
+	for _, kind := range []string{"PIDProblem", "OOMProblem"} {
+		b.w.Await(t, "neither forks nor kills to be told", b.w.is(kind, corev1.ConditionFalse, "NoProblem"))
+	}
 }

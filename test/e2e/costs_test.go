@@ -244,6 +244,8 @@ func (w *world) reviews(t *testing.T, offset int64) int {
 // soakConfig is what the faults of the soak need.
 const soakConfig = `apiVersion: hosthygiene.io/v1alpha1
 kind: AgentConfig
+probes:
+  oom: {window: 1m}
 require:
   devices: [{id: /dev/disk/by-id/virtio-SPARE}]
   packages: [` + testPackage + `, {name: ` + marker + `, names: {debian: bash}}]
@@ -311,6 +313,7 @@ func (w *world) soak(t *testing.T, f form, m *measured) {
 		sample(quarter)
 	}
 	w.memory(t)
+	b.forget(t)
 	if now, err := w.Pod(t.Context()); err != nil || now.Status.ContainerStatuses[0].RestartCount != pod.Status.ContainerStatuses[0].RestartCount {
 		t.Errorf("the agent was restarted: %v", err)
 	}
