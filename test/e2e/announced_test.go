@@ -52,6 +52,9 @@ type timed struct {
 	// lingers: the fault is told for a while after it was, so that there is
 	// nothing to repair.
 	lingers bool
+	// shipped: the reasons are held as they are by default, for the hold does
+	// not delay this fault: it can not pass by itself.
+	shipped bool
 	// same: another one would change nothing in the API as long as the last is
 	// told.
 	same bool
@@ -195,6 +198,7 @@ func announced() []timed {
 		name: "disk unplugged", by: "uevent: remove",
 		condition: "DiskProblem", reasons: []string{"RequiredDeviceMissing"}, says: always("virtio-SPARE"),
 		act: unplug("spare"), told: byUevent("remove", `/block/vd[a-z]+$`), undo: replug("spare"),
+		shipped: true,
 	}
 	failed := timed{
 		name: "file system failed", by: "kernel log, fanotify",
@@ -227,7 +231,8 @@ func announced() []timed {
 		name: "clock stepped", by: "timerfd: cancelled, the clock was set",
 		condition: "TimeProblem", reasons: []string{"ClockOffsetHigh", "ClockUnsynchronized", "ClockDisagreesWithHypervisor"},
 		script: always("at; date -s '+30 seconds' >/dev/null"), told: asPrinted,
-		repair: "date -s '-30 seconds' >/dev/null; chronyc -a 'burst 2/4' >/dev/null",
+		repair:  "date -s '-30 seconds' >/dev/null; chronyc -a 'burst 2/4' >/dev/null",
+		shipped: true,
 	}
 	oom := timed{
 		name: "OOM kill", by: "memory.events, kernel log",
@@ -268,33 +273,53 @@ const startForks = `systemctl is-active -q ` + forkUnit + ` || systemd-run --qui
 // by itself: joining is not limited.
 const refuseFork = `sh -c 'echo $$ >/sys/fs/cgroup/system.slice/` + forkUnit + `/cgroup.procs; read up _ </proc/uptime; echo "AT $up"; (:)' 2>/dev/null || true`
 
-// unannounced are faults that nobody tells of.
+// unannounced are faults that the host tells nobody of. Where a program makes
+// them through the host's own kernel files, inotify can tell, which is cheaper
+// than to look more often; through another mount of the same it can not.
 func unannounced() []timed {
-	const kubelet = "/sys/fs/cgroup/system.slice/kubelet.service/"
-	return []timed{{
-		name:      "path set offline, before multipathd's checker sees it",
-		by:        "writing a SCSI device's state sends no uevent; with multipathd's usual interval its checker looks every 5 to 20 s, and then the kernel tells",
+	const (
+		kubelet   = "/sys/fs/cgroup/system.slice/kubelet.service/"
+		score     = "/$(systemctl show -P MainPID containerd)/oom_score_adj"
+		elsewhere = "unshare --net --mount sh -c 'mount -t sysfs sysfs /mnt; "
+	)
+	path := timed{
+		name:      "path set offline in the host's sysfs, before multipathd's checker sees it",
+		by:        "no uevent; inotify sees the program that writes it",
 		condition: "MultipathProblem", reasons: []string{"PathsDegraded"}, says: always("mpatha"),
 		// The checker of the test's machine looks every 2 to 4 s.
 		prepare: `sed 's/polling_interval [0-9]*/polling_interval 60/' /etc/multipath.conf >/tmp/e2e/multipath.conf.slow
 cp -p /etc/multipath.conf /tmp/e2e/multipath.conf; cat /tmp/e2e/multipath.conf.slow >/etc/multipath.conf; multipathd reconfigure`,
 		script: always("at\n" + setPaths("offline", "1")), told: asPrinted, repair: setPaths("running", "9"),
 		restore: "cat /tmp/e2e/multipath.conf >/etc/multipath.conf; multipathd reconfigure",
-	}, {
-		name:      "oom_score_adj rewritten",
-		by:        "procfs tells nobody that it was written",
+	}
+	unseenPath := path
+	unseenPath.name = "the same where only the kernel knows (here by another sysfs)"
+	unseenPath.by = "no uevent, nobody writes; multipathd's checker, in practice every 5 to 20 s, or the first I/O, makes one"
+	unseenPath.script = always(`dm=$(basename "$(readlink -f /dev/mapper/mpatha)"); d=$(ls /sys/block/$dm/slaves | head -n 1)
+at; ` + elsewhere + `echo offline >/mnt/block/'$d'/device/state'`)
+	oom := timed{
+		name:      "oom_score_adj rewritten in the host's /proc",
+		by:        "the kernel tells nobody; inotify sees the program that writes it",
 		condition: "OOMProblem", reasons: []string{"OOMScoreDrift"}, says: always("containerd"),
-		script: always("at; echo -500 >/proc/$(systemctl show -P MainPID containerd)/oom_score_adj"), told: asPrinted,
-		repair: "echo -999 >/proc/$(systemctl show -P MainPID containerd)/oom_score_adj",
-	}, {
+		script: always("f=/proc" + score + "; at; echo -500 >$f"), told: asPrinted,
+		repair: "echo -999 >/proc" + score,
+	}
+	unseenOOM := oom
+	unseenOOM.name = "the same by another /proc, as from a container"
+	unseenOOM.by = "the kernel tells nobody, and the file is another to inotify"
+	unseenOOM.prepare = "mkdir -p /tmp/e2e/proc; mount -t proc proc /tmp/e2e/proc"
+	unseenOOM.script = always("f=/tmp/e2e/proc" + score + "; at; echo -500 >$f")
+	unseenOOM.restore = "umount /tmp/e2e/proc"
+	limit := timed{
 		name:      "limit of processes lowered",
-		by:        "a control group tells of what it refused (pids.events), not that its limit was written",
+		by:        "a control group tells of what it refused, not of its limit; inotify sees the program that writes it",
 		condition: "PIDProblem", reasons: []string{"PIDsNearLimit"}, says: always("kubelet"),
 		prepare: "cat " + kubelet + "pids.max >/tmp/e2e/pids.max",
 		script:  always("n=$(cat " + kubelet + "pids.current); at; echo $((n * 10 / 9)) >" + kubelet + "pids.max"), told: asPrinted,
 		repair:  "cat /tmp/e2e/pids.max >" + kubelet + "pids.max",
 		restore: "cat /tmp/e2e/pids.max >" + kubelet + "pids.max",
-	}}
+	}
+	return []timed{path, unseenPath, oom, unseenOOM, limit}
 }
 
 // rules are all the agent's, by reason.
@@ -310,6 +335,7 @@ func rules() map[string]finding.Rule {
 
 // benchConfig is the config under which faults are timed: their reasons are not
 // held, which is said beside each figure, and between two looks is the interval.
+// A recovery is never held, so that the next repetition can follow.
 func benchConfig(interval time.Duration, faults ...timed) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `apiVersion: hosthygiene.io/v1alpha1
@@ -327,8 +353,14 @@ hold:
 	held := map[string]bool{}
 	for _, f := range faults {
 		for _, reason := range f.reasons {
-			if r := rules()[reason]; !held[reason] && (r.HoldBefore > 0 || r.HoldClear > 0) {
-				held[reason] = true
+			r := rules()[reason]
+			if held[reason] || r.HoldBefore == 0 && r.HoldClear == 0 {
+				continue
+			}
+			held[reason] = true
+			if f.shipped {
+				fmt.Fprintf(&b, "  %s: {clear: 0s}\n", reason)
+			} else {
 				fmt.Fprintf(&b, "  %s: {before: 0s, clear: 0s}\n", reason)
 			}
 		}

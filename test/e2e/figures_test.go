@@ -270,6 +270,9 @@ func (f timed) hold() string {
 	if len(holds) == 0 {
 		return "none"
 	}
+	if f.shipped {
+		return strings.Join(holds, ", ") + ", but not for what stays"
+	}
 	return strings.Join(holds, ", ") + ", here 0"
 }
 
