@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-node lint setup image generate cluster-up cluster-down clean
+.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
 
 build: ## the agent, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -36,8 +36,14 @@ nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	FUZZTIME=30s hack/fuzz.sh
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
 
-bench: ## one pass over a large host, with half and double
+bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...
+
+bench-fleet: ## what 500 to 5,000 nodes cost an API server, into docs/performance.md; 25 minutes
+	go run ./test/fleet -doc docs/performance.md
+
+plots: ## the curves in docs/img: hosts of up to 100,000 of everything, minutes and gigabytes
+	go test -run '^$$' -bench BenchmarkGrowth -benchtime 3x -benchmem -timeout 30m ./pkg/engine -grow 100000 | tee /dev/stderr | go -C hack/plots run . $(CURDIR)/docs/img
 
 # MEASURE=idle measures only that; REPETITIONS=5 is a first impression;
 # HYGIENE_NIGHTLY=1 reboots the node as often, too.

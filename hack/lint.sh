@@ -10,6 +10,7 @@ if [ -n "$unformatted" ]; then
 fi
 go vet ./...
 go vet -tags cluster ./test/...
+go -C hack/plots vet .
 staticcheck=$(mktemp)
 trap 'rm -f "$staticcheck"' EXIT
 go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck

@@ -27,6 +27,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/watch"
 )
 
 type daemon struct {
@@ -81,6 +82,7 @@ func (d *daemon) run(ctx context.Context) error {
 		// collections of a heap of a few megabytes.
 		debug.SetGCPercent(50)
 	}
+	lagTimers()
 	var view *host.Host
 	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
@@ -105,9 +107,11 @@ func (d *daemon) run(ctx context.Context) error {
 	metrics := report.NewMetrics(version, api.Writes)
 	var latest latestSnapshot
 	var eng *engine.Engine
-	remedies := d.remedies(view, api, publisher, log, func(ctx context.Context, probe string) { eng.Wake(ctx, probe) })
+	wake := func(ctx context.Context, probe string) { eng.Wake(ctx, probe) }
+	remedies := d.remedies(view, api, publisher, log, wake)
 	metrics.Remedies = remedies.Counts
-	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies)
+	watcher := watch.New(view, log, wake)
+	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies, watcher)
 	eng.Annotate = remedies.Attempt
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
@@ -163,6 +167,7 @@ func (d *daemon) run(ctx context.Context) error {
 	publisher.WaitKnown(known)
 	giveUp()
 	running.Go(func() { eng.Run(ctx) })
+	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
 	running.Go(func() { remedies.Run(ctx) })
 	select {
@@ -261,16 +266,11 @@ type latestSnapshot struct {
 func (l *latestSnapshot) Report(s engine.Snapshot) { l.Store(&s) }
 
 func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
-	started := time.Now()
 	mux := http.NewServeMux()
-	// Liveness is the scheduler's tick: a probe that hangs on a dead mount has
+	// Liveness is the scheduler's answer: a probe that hangs on a dead mount has
 	// a thread that no restart can end.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		last := eng.LastTick()
-		if last.Before(started) {
-			last = started
-		}
-		if age := time.Since(last); age > d.livenessLimit {
+		if age := eng.Stalled(); age > d.livenessLimit {
 			http.Error(w, fmt.Sprintf("the scheduler has not come round for %s", age.Round(time.Second)), http.StatusServiceUnavailable)
 			return
 		}

@@ -66,7 +66,10 @@ type Engine struct {
 	freed    chan string
 	wakes    chan string
 	quiets   chan string
-	tick     atomic.Int64 // unix nanoseconds of the loop's last turn
+	pokes    chan struct{}
+
+	made  time.Time
+	poked atomic.Int64 // nanoseconds after made; 0: no poke is unanswered
 }
 
 type configChange struct {
@@ -89,6 +92,7 @@ func New(view host.View, log *slog.Logger, prior func(condition string) bool, re
 		view: view, log: log, reporters: reporters, prior: prior, list: listOn,
 		configs: make(chan configChange), finished: make(chan done),
 		freed: make(chan string), wakes: make(chan string), quiets: make(chan string),
+		pokes: make(chan struct{}, 1), made: time.Now(),
 	}
 }
 
@@ -114,9 +118,25 @@ func (e *Engine) Wake(ctx context.Context, probe string) {
 	}
 }
 
-// LastTick is when the scheduler last came round; liveness is judged by it and
-// not by the probes, because restarting the agent frees no stuck thread.
-func (e *Engine) LastTick() time.Time { return time.Unix(0, e.tick.Load()) }
+// Stalled pokes the loop and returns for how long it has left a poke unanswered,
+// 0 for a loop that came round since the last call. Liveness is judged by it and
+// not by the probes, because restarting the agent frees no stuck thread; and the
+// loop of an idle agent has nothing to do but to answer.
+func (e *Engine) Stalled() time.Duration {
+	now := time.Since(e.made)
+	since := time.Duration(e.poked.Load())
+	if since == 0 {
+		e.poked.Store(int64(max(now, 1)))
+	}
+	select {
+	case e.pokes <- struct{}{}:
+	default:
+	}
+	if since == 0 {
+		return 0
+	}
+	return now - since
+}
 
 // slot is the state of one probe in the loop.
 type slot struct {
@@ -124,7 +144,9 @@ type slot struct {
 	memory  *probes.Memory
 	holds   *holds
 	next    time.Time
+	woken   bool      // next is because of an event or a hold, and not of the interval
 	last    time.Time // when the latest run began
+	debt    debt      // of time, for having run
 	gen     int       // of the run that is awaited
 	running bool      // its goroutine has not come back
 	stuck   bool      // and its deadline has passed
@@ -133,14 +155,41 @@ type slot struct {
 }
 
 const (
-	// tickEvery bounds how long the loop sleeps.
-	tickEvery = 10 * time.Second
+	// idle is how long the loop sleeps when nothing is due.
+	idle = time.Hour
 	// minGap is the least time between two runs of one probe.
 	minGap = time.Second
 	// bootGrace ends the quiet of a start-up that never finishes because one
 	// unit hangs.
 	bootGrace = 10 * time.Minute
 )
+
+// debt keeps what wakes a probe all the time from taking the host's processor: a
+// run costs share times its duration, the passing of time pays that off, and
+// while more than credit is owed a probe that is woken waits. The first runs
+// after a quiet time are thus a second apart, and those of a storm that lasts
+// take a twentieth of one processor, on a host however large.
+type debt struct {
+	owed time.Duration
+	at   time.Time
+}
+
+const (
+	share  = 20
+	credit = 10 * time.Second
+	// maxGap keeps a probe that waits long, for a daemon that does not answer,
+	// from being taken for one that works long.
+	maxGap = 10 * time.Second
+)
+
+func (d *debt) add(took time.Duration, now time.Time) {
+	d.owed = max(d.owed-now.Sub(d.at), 0) + share*min(took, time.Minute)
+	d.owed = min(d.owed, credit+maxGap)
+	d.at = now
+}
+
+// gap is how long after the last run the next one may begin.
+func (d *debt) gap() time.Duration { return max(minGap, d.owed-credit) }
 
 type loop struct {
 	*Engine
@@ -151,8 +200,10 @@ type loop struct {
 	runs        map[RunKey]int
 	lastSuccess map[string]time.Time
 	quiet       string
-	askedAt     time.Time
 	asking      bool
+	askAgain    bool      // what is asked was asked too early
+	askedAt     time.Time // when last
+	unpublished time.Time // since when a change waits for the answer; zero for none
 }
 
 // Run runs until ctx ends. The first thing it needs is a config from Configure.
@@ -164,11 +215,13 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	l.ask()
 	for {
-		e.tick.Store(time.Now().UnixNano())
 		select {
 		case <-ctx.Done():
 			return
+		case <-e.pokes:
+			e.poked.Store(0)
 		case c := <-e.configs:
 			l.configure(c)
 		case d := <-e.finished:
@@ -179,22 +232,17 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 		case name := <-e.wakes:
 			if s := l.slots[name]; s != nil {
-				if at := later(time.Now(), s.last.Add(minGap)); at.Before(s.next) {
-					s.next = at
+				if at := later(time.Now(), s.last.Add(s.debt.gap())); at.Before(s.next) {
+					s.next, s.woken = at, true
 				}
 			}
 		case quiet := <-e.quiets:
-			l.asking = false
-			if quiet != l.quiet {
-				if quiet != "" {
-					l.log.Info("what is found now is not told", "because", quiet)
-				}
-				l.quiet = quiet
-				l.publish()
-			}
+			l.answered(quiet)
 		case <-timer.C:
 		}
-		l.askState()
+		if l.quiet != "" && time.Since(l.askedAt) >= minGap {
+			l.ask()
+		}
 		timer.Reset(l.startDue())
 	}
 }
@@ -235,20 +283,24 @@ func (l *loop) configure(c configChange) {
 
 // startDue starts what is due and returns how long to sleep.
 func (l *loop) startDue() time.Duration {
-	wait := tickEvery
+	wait := idle
+	if l.quiet != "" {
+		wait = minGap // to ask again
+	}
 	now := time.Now()
 	due := func(s *slot) time.Duration { return s.next.Sub(now) } // monotonic: a stepped clock moves nothing
-	start := false
+	pass := false
 	for _, s := range l.slots {
-		start = start || !s.running && due(s) <= 0
+		pass = pass || !s.running && !s.woken && due(s) <= 0
 	}
 	for _, s := range l.slots {
 		if s.running {
 			continue
 		}
-		// Once one is due, those that would follow within a few seconds go with
-		// it: together they read the process table once.
-		if d := due(s); d > 0 && !(start && d <= l.cfg.IntervalFor(s.probe)/10) {
+		// Once the interval of one is over, those that would follow go with it:
+		// together they read the process table once, and wake the processor once.
+		// One that is woken goes alone, for it is in a hurry.
+		if d := due(s); d > 0 && !(pass && !s.woken && d <= l.cfg.IntervalFor(s.probe)/2) {
 			wait = min(wait, d)
 			continue
 		}
@@ -262,11 +314,12 @@ func (l *loop) start(s *slot, now time.Time) {
 	// whose agents started together, apart.
 	every := l.cfg.IntervalFor(s.probe)
 	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
-	s.last = now
+	s.last, s.woken = now, false
 	s.running = true
 	s.gen++
 	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
 	p, gen, ctx := s.probe, s.gen, l.ctx
+	asOf := host.AsOf(ctx, now)
 	go func() {
 		send := func(d done) {
 			select {
@@ -275,7 +328,7 @@ func (l *loop) start(s *slot, now time.Time) {
 			}
 		}
 		back := make(chan struct{})
-		o := run(ctx, p, in, Deadline, func() { close(back) })
+		o := run(asOf, p, in, Deadline, func() { close(back) })
 		send(done{p, gen, o})
 		select {
 		case <-back:
@@ -309,12 +362,22 @@ func (l *loop) finish(d done) {
 	}
 	s.stuck = errors.Is(d.err, errStuck)
 	s.raw = d.outcome
-	l.judge(s)
+	s.debt.add(d.took, time.Now())
+	if l.judge(s) || l.quiet != "" {
+		// Whether it may be told must be known as of now: at a shutdown systemd
+		// says that it stops before it stops the first unit.
+		if l.unpublished.IsZero() {
+			l.unpublished = time.Now()
+		}
+		l.ask()
+		return
+	}
 	l.publish()
 }
 
-// judge applies severities, mutes and holds to the latest outcome of a probe.
-func (l *loop) judge(s *slot) {
+// judge applies severities, mutes and holds to the latest outcome of a probe, and
+// reports whether there is something new to tell.
+func (l *loop) judge(s *slot) (changed bool) {
 	now := time.Now()
 	r := report(s.probe, l.cfg, s.raw, now)
 	prior := s.report == nil && l.prior(s.probe.Condition())
@@ -331,7 +394,8 @@ func (l *loop) judge(s *slot) {
 	}
 	r.Findings = told
 	r.Status = finding.StatusOf(finding.Result{Findings: told, NotApplicable: s.raw.result.NotApplicable}, s.raw.err)
-	if before := s.report; before == nil || before.Status != r.Status {
+	before := s.report
+	if before == nil || before.Status != r.Status {
 		attrs := []any{"probe", r.Probe, "status", string(r.Status), "summary", r.Summary}
 		if worst, ok := finding.Worst(told); ok {
 			attrs = append(attrs, "worst", worst.String())
@@ -344,9 +408,12 @@ func (l *loop) judge(s *slot) {
 	s.report = &r
 	if again > 0 {
 		if at := now.Add(max(again, minGap)); at.Before(s.next) {
-			s.next = at
+			s.next, s.woken = at, true
 		}
 	}
+	return before == nil || before.Status != r.Status || !slices.EqualFunc(before.Findings, r.Findings, func(a, b finding.Finding) bool {
+		return a.Key() == b.Key() && a.Severity == b.Severity && a.Counts() == b.Counts()
+	})
 }
 
 // publish hands every reporter the whole state.
@@ -375,19 +442,22 @@ func (l *loop) publish() {
 	for k, t := range l.lastSuccess {
 		snap.LastSuccess[k] = t
 	}
+	l.unpublished = time.Time{}
 	for _, r := range l.reporters {
 		r.Report(snap)
 	}
 }
 
-// askState asks systemd whether it is starting up or shutting down: what follows
-// from that is not a finding. It never waits: a stopped bus must not hold up the
-// loop, and the answer comes back as an event of its own.
-func (l *loop) askState() {
-	if l.asking || time.Since(l.askedAt) < minGap {
+// ask asks systemd whether it is starting up or shutting down: what follows from
+// that is not a finding. It never waits: a stopped bus must not hold up the loop,
+// and the answer comes back as an event of its own. It is asked when there is
+// something to tell, and each second while it is not to be told.
+func (l *loop) ask() {
+	if l.asking {
+		l.askAgain = true
 		return
 	}
-	l.asking, l.askedAt = true, time.Now()
+	l.asking, l.askAgain, l.askedAt = true, false, time.Now()
 	go func() {
 		quiet := quietReason(l.ctx, l.view)
 		select {
@@ -397,8 +467,28 @@ func (l *loop) askState() {
 	}()
 }
 
+func (l *loop) answered(quiet string) {
+	l.asking = false
+	// A systemd that answers slower than things change must not keep them back.
+	if l.askAgain && time.Since(l.unpublished) < askLimit {
+		l.ask()
+		return
+	}
+	changed := quiet != l.quiet
+	if changed && quiet != "" {
+		l.log.Info("what is found now is not told", "because", quiet)
+	}
+	l.quiet = quiet
+	if changed || !l.unpublished.IsZero() {
+		l.publish()
+	}
+}
+
+// askLimit is how long systemd may take to answer.
+const askLimit = 2 * time.Second
+
 func quietReason(ctx context.Context, view host.View) string {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	state, err := view.SystemState(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -31,6 +32,8 @@ func (f fake) Name() string          { return f.name }
 func (f fake) Condition() string     { return probes.ConditionPrefix + f.name }
 func (f fake) Rules() []finding.Rule { return []finding.Rule{f.rule} }
 func (f fake) Validate() error       { return nil }
+
+func (f fake) Wakes(probes.Require) probes.Wakes { return probes.Wakes{} }
 func (f fake) Check(ctx context.Context, in probes.Input) (finding.Result, error) {
 	return f.check(ctx, in)
 }
@@ -263,6 +266,48 @@ func TestHolds(t *testing.T) {
 			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem}) {
 				t.Errorf("got %v after %d runs", got, n)
 			}
+			got, _ := r.last("p")
+			want := finding.Evidence{Source: "passes since " + got.Findings[0].Since.UTC().Format(time.RFC3339), Observed: fmt.Sprintf("it was gone and came back %d times", (n-1)/2)}
+			if !slices.Contains(got.Findings[0].Evidence, want) {
+				t.Errorf("after %d runs the evidence is %+v", n, got.Findings[0].Evidence)
+			}
+		})
+	})
+
+	t.Run("what does not pass by itself is told at once, unless the config says otherwise", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				res := problem("A")
+				res.Findings[0].Settled = true
+				return res, nil
+			}})
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem}) {
+				t.Errorf("got %v", got)
+			}
+		})
+		synctest.Test(t, func(t *testing.T) {
+			var broken atomic.Bool
+			r := start(t, view, nil, fake{name: "p", rule: rule, check: func(context.Context, probes.Input) (finding.Result, error) {
+				if !broken.Load() {
+					return finding.Result{}, nil
+				}
+				res := problem("A")
+				res.Findings[0].Settled = true
+				return res, nil
+			}})
+			cfg := *r.cfg
+			before := probes.Duration(time.Minute)
+			cfg.Hold = map[string]config.Hold{"A": {Before: &before}}
+			broken.Store(true)
+			r.eng.Configure(t.Context(), &cfg, nil)
+			time.Sleep(30 * time.Second)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK}) {
+				t.Errorf("within the config's hold: %v", got)
+			}
+			time.Sleep(time.Minute)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.OK, finding.Problem}) {
+				t.Errorf("after the config's hold: %v", got)
+			}
 		})
 	})
 
@@ -344,24 +389,33 @@ func TestRefusedConfigKeepsTheOldOneAndIsTold(t *testing.T) {
 }
 
 func TestQuietWhileSystemdStarts(t *testing.T) {
+	quiet := func(r rig) string {
+		synctest.Wait()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.snaps[len(r.snaps)-1].Quiet
+	}
 	synctest.Test(t, func(t *testing.T) {
 		view := &bare{boot: time.Now()}
 		view.state.Store("starting")
 		r := start(t, view, nil, fake{name: "p", check: healthy})
-		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "systemd is starting up" {
-			t.Errorf("quiet: %q", last.Quiet)
+		if got := quiet(r); got != "systemd is starting up" {
+			t.Errorf("quiet: %q", got)
 		}
+		time.Sleep(30 * time.Second)
 		view.state.Store("running")
-		time.Sleep(tickEvery + time.Second)
-		synctest.Wait()
-		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "" {
-			t.Errorf("quiet: %q", last.Quiet)
+		time.Sleep(2 * minGap)
+		if got := quiet(r); got != "" {
+			t.Errorf("quiet: %q", got)
 		}
-		view.state.Store("starting") // one hung unit does not silence us for ever
-		time.Sleep(bootGrace)
-		synctest.Wait()
-		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "" {
-			t.Errorf("quiet: %q", last.Quiet)
+	})
+	synctest.Test(t, func(t *testing.T) { // one hung unit does not silence us for ever
+		view := &bare{boot: time.Now()}
+		view.state.Store("starting")
+		r := start(t, view, nil, fake{name: "p", check: healthy})
+		time.Sleep(bootGrace + 2*minGap)
+		if got := quiet(r); got != "" {
+			t.Errorf("quiet: %q", got)
 		}
 	})
 }
@@ -431,4 +485,223 @@ func TestOnce(t *testing.T) {
 			t.Errorf("%s: %s %q", r.Probe, r.Status, r.Summary)
 		}
 	}
+}
+
+// answering is a host whose systemd can be asked, and counts how often it is.
+type answering struct {
+	host.View
+	mu    sync.Mutex
+	state string
+	delay time.Duration
+	asked int
+}
+
+func (a *answering) SystemState(ctx context.Context) (string, error) {
+	a.mu.Lock()
+	a.asked++
+	state, delay := a.state, a.delay
+	a.mu.Unlock()
+	select {
+	case <-time.After(delay):
+		return state, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+func (a *answering) OS(context.Context) (host.OS, error) { return host.OS{}, nil }
+
+func (a *answering) says(state string, delay time.Duration) (asked int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state, a.delay = state, delay
+	asked, a.asked = a.asked, 0
+	return asked
+}
+
+// A unit that stops because the host shuts down is no news: systemd says that it
+// stops before it stops the first unit, and is asked before anything is told.
+func TestWhatAShutdownBringsIsNotTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		view := &answering{state: "running", delay: 5 * time.Millisecond}
+		var down atomic.Bool
+		r := start(t, view, nil, fake{name: "p", check: func(context.Context, probes.Input) (finding.Result, error) {
+			if down.Load() {
+				return problem("A"), nil
+			}
+			return finding.Result{}, nil
+		}})
+		time.Sleep(time.Minute * 10)
+		synctest.Wait()
+		if n := view.says("stopping", 5*time.Millisecond); n > 3 {
+			t.Errorf("systemd was asked %d times in ten minutes in which nothing changed", n)
+		}
+		down.Store(true)
+		r.eng.Wake(t.Context(), "p")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, s := range r.snaps {
+			if s.Quiet == "" && slices.ContainsFunc(s.Reports, func(r finding.Report) bool { return r.Status == finding.Problem }) {
+				t.Fatal("it was told")
+			}
+		}
+		if last := r.snaps[len(r.snaps)-1]; last.Quiet != "systemd is shutting down" {
+			t.Errorf("quiet: %q", last.Quiet)
+		}
+	})
+}
+
+// A systemd that takes its time delays what is told, and does not keep it back,
+// however often something else changes meanwhile.
+func TestASlowSystemdDelaysAndNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		view := &answering{state: "running"}
+		n := 0
+		r := start(t, view, nil, fake{name: "p", check: func(context.Context, probes.Input) (finding.Result, error) {
+			n++
+			res := problem("A")
+			res.Findings[0].Subject = string(rune('a' + n%26))
+			return res, nil
+		}})
+		view.says("running", time.Second+300*time.Millisecond)
+		r.mu.Lock()
+		before := len(r.snaps)
+		r.mu.Unlock()
+		for range 20 {
+			r.eng.Wake(t.Context(), "p")
+			time.Sleep(time.Second)
+		}
+		view.says("running", 0)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if told := len(r.snaps) - before; told < 4 {
+			t.Errorf("told %d times in 20 s of change", told)
+		}
+	})
+}
+
+func TestAChangeIsToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		view := &answering{state: "running"}
+		var down atomic.Bool
+		r := start(t, view, nil, fake{name: "p", check: func(context.Context, probes.Input) (finding.Result, error) {
+			if down.Load() {
+				return problem("A"), nil
+			}
+			return finding.Result{}, nil
+		}})
+		time.Sleep(10 * time.Second)
+		down.Store(true)
+		r.eng.Wake(t.Context(), "p")
+		synctest.Wait() // no time passes
+		if got, _ := r.last("p"); got.Status != finding.Problem {
+			t.Errorf("right after the event: %s", got.Status)
+		}
+	})
+}
+
+func TestStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		block := make(chan struct{})
+		r := start(t, noSystemd(t), nil, fake{name: "p", check: healthy})
+		for range 5 {
+			if d := r.eng.Stalled(); d != 0 {
+				t.Errorf("a loop that comes round has stalled for %s", d)
+			}
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+		}
+		stuck := New(noSystemd(t), slog.New(slog.DiscardHandler), nil, reporterFunc(func(Snapshot) { <-block }))
+		stuck.list = r.eng.list
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { stuck.Run(ctx) })
+		stuck.Configure(ctx, r.cfg, nil)
+		synctest.Wait()
+		stuck.Stalled()
+		time.Sleep(90 * time.Second)
+		if d := stuck.Stalled().Round(time.Second); d != 90*time.Second {
+			t.Errorf("a stuck loop has stalled for %s", d)
+		}
+		close(block)
+		synctest.Wait()
+		stuck.Stalled()
+		synctest.Wait()
+		if d := stuck.Stalled(); d != 0 {
+			t.Errorf("when it goes on: %s", d)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+type reporterFunc func(Snapshot)
+
+func (f reporterFunc) Report(s Snapshot) { f(s) }
+
+// A probe that works long may not take more than its share when it is woken all
+// the time; on a quiet host it runs at once however long it works.
+func TestAStormTakesItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int32
+		r := start(t, noSystemd(t), nil, fake{name: "p", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+			runs.Add(1)
+			time.Sleep(200 * time.Millisecond)
+			return healthy(ctx, in)
+		}})
+		time.Sleep(30 * time.Second)
+		runs.Store(0)
+		for range 10_000 {
+			r.eng.Wake(t.Context(), "p")
+			time.Sleep(10 * time.Millisecond)
+		}
+		// 100 s: the first few a second apart, then one in four.
+		if runs := runs.Load(); runs < 25 || runs > 32 {
+			t.Errorf("%d runs of 200 ms in 100 s, want a twentieth of the time and some credit", runs)
+		}
+		time.Sleep(30 * time.Second)
+		runs.Store(0)
+		r.eng.Wake(t.Context(), "p")
+		synctest.Wait()
+		if runs := runs.Load(); runs != 1 {
+			t.Errorf("%d runs at once after a quiet time", runs)
+		}
+		time.Sleep(time.Second) // it comes back
+	})
+}
+
+// What nothing wakes comes in one pass a minute, whenever each probe was woken
+// last: an idle agent wakes the processor once a minute.
+func TestProbesFallIntoOnePass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var at []time.Time
+		var list []probes.Probe
+		for _, name := range []string{"a", "b", "c", "d"} {
+			list = append(list, fake{name: name, check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				at = append(at, in.Now)
+				return healthy(ctx, in)
+			}})
+		}
+		r := start(t, noSystemd(t), nil, list...)
+		for _, name := range []string{"a", "b", "c"} {
+			time.Sleep(17 * time.Second)
+			r.eng.Wake(t.Context(), name)
+		}
+		time.Sleep(2 * time.Minute)
+		mu.Lock()
+		at = nil
+		mu.Unlock()
+		time.Sleep(time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		times := slices.CompactFunc(at, time.Time.Equal)
+		if passes := len(times); passes > 64 || len(at) != 4*passes {
+			t.Errorf("%d runs of 4 probes at %d times in an hour", len(at), passes)
+		}
+	})
 }

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/config"
@@ -21,6 +23,8 @@ type tracked struct {
 	first time.Time // seen without interruption since
 	gone  time.Time // absent since; zero while present
 	told  bool
+	// returns is how often it came back before it was cleared.
+	returns int
 }
 
 func newHolds(p probes.Probe) *holds {
@@ -49,13 +53,27 @@ func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time
 			t = &tracked{first: now}
 			h.tracked[f.Key()] = t
 		}
-		if !t.gone.IsZero() && !t.told {
+		switch {
+		case !t.gone.IsZero() && !t.told:
 			t.first = now
+		case !t.gone.IsZero():
+			t.returns++
 		}
 		t.gone = time.Time{}
 		f.Since = t.first
+		if t.returns > 0 {
+			// Beside the message and not in it: a count that moves is no change,
+			// and what is not written again must not say an old one.
+			f.Evidence = append(slices.Clip(f.Evidence), finding.Evidence{
+				Source:   "passes since " + t.first.UTC().Format(time.RFC3339),
+				Observed: fmt.Sprintf("it was gone and came back %d times", t.returns),
+			})
+		}
 		t.last = f
 		before, _ := cfg.HoldFor(h.rules[f.Reason])
+		if f.Settled && cfg.Hold[f.Reason].Before == nil {
+			before = 0
+		}
 		// What does not count is not held: muting a finding must show at once.
 		if wait := before - now.Sub(t.first); wait > 0 && f.Counts() && !t.told && !prior {
 			soon(wait)

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,6 +27,8 @@ type hostSize struct {
 	// maps of multipath, each of pathsPerMap SCSI disks, each of those in an
 	// iSCSI session of its own.
 	maps int
+	// alone are disks in a session of their own that no map is over.
+	alone int
 	// pods have two containers each.
 	pods     int
 	packages int
@@ -41,32 +42,34 @@ func fullSize() hostSize {
 }
 
 func (s hostSize) times(num, den int) hostSize {
-	for _, n := range []*int{&s.processes, &s.mounts, &s.maps, &s.pods, &s.packages} {
+	for _, n := range []*int{&s.processes, &s.mounts, &s.maps, &s.alone, &s.pods, &s.packages} {
 		*n = *n * num / den
 	}
 	return s
 }
 
-func (s hostSize) disks() int { return s.maps * pathsPerMap }
+func (s hostSize) disks() int { return s.maps*pathsPerMap + s.alone }
 
 // largeHost is a host of which all is well. Its files are read as those of a
 // real one are, by the same code from a tree on disk; daemons answer over real
 // sockets; only what needs a kernel of that size is answered from memory.
 type largeHost struct {
 	*host.Tree
-	dir  string
-	size hostSize
-	// processes is the reading of the process table that the probes of one pass
-	// share, however long the pass takes on a busy machine.
-	processes func(context.Context) ([]host.Process, error)
-
+	dir     string
+	size    hostSize
 	units   map[string]host.Unit
 	maps    []host.DMDevice
 	pods    []byte
 	configz []byte
 	sockets map[string]string
-	// commands counts calls of Run.
-	commands atomic.Int64
+	asked   asked
+	// mapsReply is what multipathd answers to "show maps json".
+	mapsReply atomic.Pointer[[]byte]
+}
+
+// asked counts what is answered without opening a file.
+type asked struct {
+	units, dials, ioctls, statfs, kubelet, commands atomic.Int64
 }
 
 var _ host.View = (*largeHost)(nil)
@@ -102,8 +105,11 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 		dir = d
 	}
 	b := &builder{t: t, dir: dir, made: map[string]bool{}}
+	if size.disks() > 10000 {
+		b.said = map[string]string{}
+	}
 	h := &largeHost{dir: dir, size: size, units: map[string]host.Unit{}, sockets: map[string]string{}}
-	b.system()
+	b.system(h)
 	b.storage(h)
 	b.podsAndProcesses(h)
 	b.mountTable(h)
@@ -115,8 +121,7 @@ func newLargeHost(t testing.TB, size hostSize) *largeHost {
 	return h
 }
 
-// open opens the tree anew: what a view remembers for a second or a minute is
-// forgotten by the next pass of a running agent.
+// open opens the tree as an agent that starts does: nothing is remembered.
 func (h *largeHost) open(t testing.TB) {
 	t.Helper()
 	if h.Tree != nil {
@@ -127,22 +132,14 @@ func (h *largeHost) open(t testing.TB) {
 		t.Fatal(err)
 	}
 	h.Tree = tree
-	var once sync.Once
-	var procs []host.Process
-	h.processes = func(ctx context.Context) ([]host.Process, error) {
-		once.Do(func() { procs, err = tree.Processes(ctx) })
-		return procs, err
-	}
 }
-
-// Processes implements [host.View].
-func (h *largeHost) Processes(ctx context.Context) ([]host.Process, error) { return h.processes(ctx) }
 
 // builder writes files below dir.
 type builder struct {
 	t    testing.TB
 	dir  string
 	made map[string]bool
+	said map[string]string
 }
 
 func (b *builder) mkdir(name string) string {
@@ -163,11 +160,24 @@ func (b *builder) file(name, text string) {
 	}
 }
 
-// attributes writes files of one line each.
+// attributes writes files of one line each. On the largest hosts those that say
+// the same are one file under many names: a hundred thousand disks would take
+// gigabytes otherwise.
 func (b *builder) attributes(dir string, pairs ...string) {
 	b.mkdir(dir)
 	for i := 0; i < len(pairs); i += 2 {
-		b.file(dir+"/"+pairs[i], pairs[i+1]+"\n")
+		name, text := dir+"/"+pairs[i], pairs[i+1]
+		if b.said == nil || len(text) > 20 {
+			b.file(name, text+"\n")
+			continue
+		}
+		first, ok := b.said[text]
+		if !ok {
+			b.file(name, text+"\n")
+			b.said[text] = name
+		} else if err := os.Link(b.dir+first, b.dir+name); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 }
 
@@ -179,7 +189,7 @@ func (b *builder) link(name, target string) {
 }
 
 // system writes what every host has once.
-func (b *builder) system() {
+func (b *builder) system(h *largeHost) {
 	b.file("/etc/os-release", "ID=debian\nVERSION_ID=\"13\"\nNAME=\"Debian GNU/Linux\"\n")
 	b.file("/proc/cmdline", "BOOT_IMAGE=/vmlinuz root=UUID=0 ro quiet\n")
 	b.file("/proc/sys/kernel/osrelease", "6.12.48+deb13-amd64\n")
@@ -191,6 +201,7 @@ func (b *builder) system() {
 	b.file("/proc/stat", fmt.Sprintf("cpu  1 2 3\nbtime %d\n", bootTime.Unix()))
 	b.file("/proc/meminfo", fmt.Sprintf("MemTotal: %d kB\n", hostMem>>10))
 	b.file("/proc/vmstat", strings.Repeat("nr_something 12345\n", 150)+"oom_kill 0\n")
+	b.partitions(h.size.disks())
 	b.file("/proc/swaps", "Filename Type Size Used Priority\n")
 	b.file("/usr/bin/dpkg", "")
 	b.mkdir("/sys/module/iscsi_tcp")
@@ -219,6 +230,17 @@ func (b *builder) block(dir, name, number string) {
 	b.link("/sys/block/"+name, "../"+rel)
 	b.link("/sys/class/block/"+name, "../../"+rel)
 	b.link("/sys/dev/block/"+number, "../../"+rel)
+}
+
+// partitions writes /proc/partitions: sizes in units of 1 KiB.
+func (b *builder) partitions(disks int) {
+	var text strings.Builder
+	text.WriteString("major minor  #blocks  name\n\n 254        0  209715200 vda\n 254        1  209714176 vda1\n")
+	for i := range disks {
+		d := diskNumber(i)
+		fmt.Fprintf(&text, "%4d  %7d %10d %s\n", d.Major, d.Minor, 209715200/2, diskName(i))
+	}
+	b.file("/proc/partitions", text.String())
 }
 
 // diskName is what the kernel calls the disk (sd_format_disk_name of
@@ -274,6 +296,9 @@ func (b *builder) storage(h *largeHost) {
 			Targets: []host.DMTarget{{Length: 209715200, Type: "multipath", Status: status + " ", Table: table + " "}},
 		})
 	}
+	for i := h.size.maps * pathsPerMap; i < h.size.disks(); i++ {
+		b.disk(i, diskName(i), diskNumber(i), mapWWID(i), fmt.Sprintf("iqn.2016-12.org.gluster-block:%08x-0000-4000-8000-%012x", i, i), "")
+	}
 }
 
 // disk writes session i+1 on host i+3 with its only disk.
@@ -282,18 +307,31 @@ func (b *builder) disk(i int, name string, dev host.DevNum, wwid, target, dm str
 	unit := fmt.Sprintf("%s/target%d:0:0/%d:0:0:0", session, i+3, i+3)
 	serial := fmt.Sprintf("%08x-0000-4000-8000-%012x", i/pathsPerMap, i/pathsPerMap)
 	b.attributes(unit, "state", "running", "wwid", "naa."+wwid[1:], "vendor", "LIO-ORG ", "model", "block           ", "type", "0")
-	b.file(unit+"/vpd_pg80", "\x00\x80\x00"+string(rune(len(serial)))+serial)
+	// What only a problem would have read is left out of the largest hosts: the
+	// file system has so many inodes.
+	lean := b.said != nil
+	if !lean {
+		b.file(unit+"/vpd_pg80", "\x00\x80\x00"+string(rune(len(serial)))+serial)
+	}
 	disk := unit + "/block/" + name
 	b.attributes(disk, "dev", number(dev), "size", "209715200", "removable", "0")
 	b.link(disk+"/device", fmt.Sprintf("../../../%d:0:0:0", i+3))
-	b.link(disk+"/holders/"+dm, "../../../../../../../../virtual/block/"+dm)
+	if dm != "" {
+		b.link(disk+"/holders/"+dm, "../../../../../../../../virtual/block/"+dm)
+	}
 	b.block(disk, name, number(dev))
-	b.file("/run/udev/data/b"+number(dev), fmt.Sprintf("S:disk/by-id/scsi-%s\nS:disk/by-id/wwn-0x%s\nS:disk/by-path/ip-10.70.%d.2:3260-iscsi-%s-lun-0\nE:ID_SERIAL=%s\nE:DM_MULTIPATH_DEVICE_PATH=1\nE:ID_FS_TYPE=mpath_member\n", wwid, wwid[1:17], i%pathsPerMap, target, wwid))
+	if !lean {
+		b.file("/run/udev/data/b"+number(dev), fmt.Sprintf("S:disk/by-id/scsi-%s\nS:disk/by-id/wwn-0x%s\nS:disk/by-path/ip-10.70.%d.2:3260-iscsi-%s-lun-0\nE:ID_SERIAL=%s\nE:DM_MULTIPATH_DEVICE_PATH=1\nE:ID_FS_TYPE=mpath_member\n", wwid, wwid[1:17], i%pathsPerMap, target, wwid))
+		b.mkdir(disk + "/holders")
+	}
 
 	class := fmt.Sprintf("%s/iscsi_session/session%d", session, i+1)
 	b.attributes(class, "state", "LOGGED_IN", "initiatorname", initiator, "targetname", target, "recovery_tmo", "5", "ifacename", "default")
 	b.link(class+"/device", fmt.Sprintf("../../../session%d", i+1))
 	b.link(fmt.Sprintf("/sys/class/iscsi_session/session%d", i+1), "../.."+strings.TrimPrefix(class, "/sys"))
+	if lean {
+		return
+	}
 	connection := fmt.Sprintf("%s/connection%d:0/iscsi_connection/connection%d:0", session, i+1, i+1)
 	b.attributes(connection, "state", "up", "persistent_address", fmt.Sprintf("10.70.%d.2", i%pathsPerMap), "persistent_port", "3260")
 	b.link(fmt.Sprintf("/sys/class/iscsi_connection/connection%d:0", i+1), "../.."+strings.TrimPrefix(connection, "/sys"))
@@ -480,7 +518,7 @@ func (b *builder) mountTable(h *largeHost) {
 	add("0:5", "/dev", "rw,nosuid,relatime", "devtmpfs udev rw,size=65536k,nr_inodes=65536,mode=755")
 	add("0:26", "/run", "rw,nosuid,nodev,noexec,relatime", "tmpfs tmpfs rw,size=6553600k,mode=755")
 	add("0:27", "/sys/fs/cgroup", "rw,nosuid,nodev,noexec,relatime", "cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot")
-	for m := range h.size.maps {
+	for m := range min(h.size.maps, h.size.mounts/2) {
 		dev := fmt.Sprintf("253:%d", m)
 		source, fsType := "/dev/mapper/"+h.maps[m].Name, "ext4 %s rw,stripe=16"
 		if m%2 == 1 {
@@ -542,13 +580,11 @@ func (b *builder) dpkg(packages int) {
 // serveMultipathd answers `show daemon` and `show maps json` on a Unix socket,
 // in the words of multipathd 0.11.
 func (h *largeHost) serveMultipathd(t testing.TB, socket string) {
-	frame := func(body string) []byte {
-		return append(append(binary.NativeEndian.AppendUint64(nil, uint64(len(body)+1)), body...), 0)
-	}
 	replies := map[string][]byte{
-		"show daemon":    frame(fmt.Sprintf("pid %d idle\n", pidMultipathd)),
-		"show maps json": frame(h.mapsJSON()),
+		"show daemon": frame(fmt.Sprintf("pid %d idle\n", pidMultipathd)),
 	}
+	maps := frame(h.mapsJSON())
+	h.mapsReply.Store(&maps)
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -575,13 +611,21 @@ func (h *largeHost) serveMultipathd(t testing.TB, socket string) {
 					if _, err := io.ReadFull(conn, buf[:n]); err != nil {
 						return
 					}
-					if _, err := conn.Write(replies[string(buf[:n-1])]); err != nil {
+					reply := replies[string(buf[:n-1])]
+					if reply == nil {
+						reply = *h.mapsReply.Load()
+					}
+					if _, err := conn.Write(reply); err != nil {
 						return
 					}
 				}
 			}()
 		}
 	}()
+}
+
+func frame(body string) []byte {
+	return append(append(binary.NativeEndian.AppendUint64(nil, uint64(len(body)+1)), body...), 0)
 }
 
 func (h *largeHost) mapsJSON() string {
@@ -647,6 +691,7 @@ func (h *largeHost) serveChronyd(t testing.TB) {
 func (h *largeHost) SystemState(context.Context) (string, error) { return "running", nil }
 
 func (h *largeHost) Units(_ context.Context, names ...string) ([]host.Unit, error) {
+	h.asked.units.Add(1)
 	units := make([]host.Unit, len(names))
 	for i, name := range names {
 		u, ok := h.units[name]
@@ -659,6 +704,7 @@ func (h *largeHost) Units(_ context.Context, names ...string) ([]host.Unit, erro
 }
 
 func (h *largeHost) UnitsMatching(_ context.Context, patterns ...string) ([]host.Unit, error) {
+	h.asked.units.Add(1)
 	var units []host.Unit
 	for name, u := range h.units {
 		if slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
@@ -669,6 +715,7 @@ func (h *largeHost) UnitsMatching(_ context.Context, patterns ...string) ([]host
 }
 
 func (h *largeHost) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	h.asked.dials.Add(1)
 	real, ok := h.sockets[address]
 	if !ok {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrNotExist}
@@ -689,9 +736,14 @@ func (h *largeHost) PTPOffset(context.Context, string) (time.Duration, time.Dura
 	return 3 * time.Microsecond, 5 * time.Microsecond, nil
 }
 
-func (h *largeHost) DeviceMapper(context.Context) ([]host.DMDevice, error) { return h.maps, nil }
+// DeviceMapper costs a list, and two questions a device.
+func (h *largeHost) DeviceMapper(context.Context) ([]host.DMDevice, error) {
+	h.asked.ioctls.Add(1 + 2*int64(len(h.maps)))
+	return slices.Clone(h.maps), nil
+}
 
 func (h *largeHost) StatMount(context.Context, string) (host.MountStat, error) {
+	h.asked.statfs.Add(1)
 	return host.MountStat{}, nil
 }
 
@@ -700,11 +752,12 @@ func (h *largeHost) LockHolder(context.Context, string) (host.Lock, error) { ret
 func (h *largeHost) KernelLog(context.Context) ([]host.KernelRecord, error) { return nil, nil }
 
 func (h *largeHost) Run(_ context.Context, c host.Command) (host.Output, error) {
-	h.commands.Add(1)
+	h.asked.commands.Add(1)
 	return host.Output{}, errors.New("executed " + c.String())
 }
 
 func (h *largeHost) KubeletAPI(_ context.Context, name string) ([]byte, error) {
+	h.asked.kubelet.Add(1)
 	switch name {
 	case "/pods":
 		return bytes.Clone(h.pods), nil

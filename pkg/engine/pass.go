@@ -87,6 +87,7 @@ func report(p probes.Probe, cfg *config.Sections, o outcome, now time.Time) find
 		Summary:   o.result.Summary,
 		Findings:  fs,
 		Samples:   o.result.Samples,
+		Follow:    o.result.Follow,
 		Err:       o.err,
 		Required:  p.General().Required,
 		Started:   o.started,
@@ -104,9 +105,10 @@ func Once(ctx context.Context, view host.View, cfg *config.Sections) []finding.R
 	on := listOn(cfg)
 	reports := make([]finding.Report, len(on))
 	ready := make(chan int)
+	now := time.Now()
+	ctx = host.AsOf(ctx, now)
 	for i, p := range on {
 		go func() {
-			now := time.Now()
 			in := probes.Input{Host: view, Now: now, Require: cfg.Require, Memory: probes.NewMemory()}
 			reports[i] = report(p, cfg, run(ctx, p, in, Deadline, func() {}), now)
 			ready <- i

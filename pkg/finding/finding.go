@@ -98,6 +98,10 @@ type Finding struct {
 	Evidence []Evidence `json:"evidence,omitempty"`
 	Remedy   *Remedy    `json:"remedy,omitempty"`
 	Muted    *Mute      `json:"muted,omitempty"`
+	// Settled: what was read says that this does not pass by itself, such as a
+	// unit that systemd has given up. The rule's HoldBefore, which only waits to
+	// see that, is left out then; one of the config's is not.
+	Settled bool `json:"-"`
 }
 
 // Key identifies a finding across passes.
@@ -160,6 +164,9 @@ type Result struct {
 	// NotApplicable: nothing of the kind is here and nothing of it required.
 	NotApplicable bool
 	Samples       []Sample
+	// Follow are files this pass came upon whose change is worth another pass;
+	// a name that ends in '/' is a directory with its entries.
+	Follow []string
 }
 
 // Add appends a finding.
@@ -183,6 +190,8 @@ type Report struct {
 	// Held is how many findings are held back, because they have not lasted
 	// long enough to be told. The summary may speak of what they are about.
 	Held int
+	// Follow are files whose change is worth another pass.
+	Follow []string
 	// Required makes Unknown count against hosthygiene.io/Ready.
 	Required bool
 	Started  time.Time

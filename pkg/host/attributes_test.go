@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -126,5 +128,41 @@ func TestInMemory(t *testing.T) {
 		if copied.inMemory(fileCall{op: opRead, name: name}) {
 			t.Errorf("inMemory(%s) in a tree without a sysfs and a procfs", name)
 		}
+	}
+}
+
+func TestReadThrough(t *testing.T) {
+	dir := t.TempDir()
+	long := strings.Repeat("0123456789abcdef", 4096)
+	writeTree(t, dir, map[string]string{"long": long, "empty": ""})
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := OpenTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	var got strings.Builder
+	pieces := 0
+	read := func(name string, limit int64) error {
+		got.Reset()
+		pieces = 0
+		return tree.ReadThrough(t.Context(), name, limit, func(piece []byte) { got.Write(piece); pieces++ })
+	}
+	if err := read("/long", int64(len(long))); err != nil || got.String() != long || pieces < 2 {
+		t.Errorf("%d bytes in %d pieces, %v", got.Len(), pieces, err)
+	}
+	if err := read("/empty", 1); err != nil || pieces != 0 {
+		t.Errorf("empty: %d pieces, %v", pieces, err)
+	}
+	if err := read("/long", int64(len(long))-1); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("too long: %v", err)
+	}
+	if err := read("/fifo", 1); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("a FIFO: %v", err)
+	}
+	if err := read("/none", 1); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing: %v", err)
 	}
 }

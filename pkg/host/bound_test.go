@@ -284,7 +284,7 @@ func BenchmarkProcesses(b *testing.B) {
 	defer r.Close()
 	b.ReportAllocs()
 	for b.Loop() {
-		procs, err := r.readProcesses()
+		procs, _, err := r.readProcesses(nil, nil, 0)
 		if err != nil || len(procs) != 10000 {
 			b.Fatal(len(procs), err)
 		}

@@ -21,6 +21,7 @@ type fileOp uint8
 
 const (
 	opRead fileOp = iota
+	opReadThrough
 	opReadAttributes
 	opReadDir
 	opReadLink
@@ -32,7 +33,7 @@ const (
 
 // String is the operation's name in errors.
 func (o fileOp) String() string {
-	return [...]string{"read", "read", "readdir", "readlink", "readlink", "stat", "lstat", "realpath"}[o]
+	return [...]string{"read", "read", "read", "readdir", "readlink", "readlink", "stat", "lstat", "realpath"}[o]
 }
 
 type fileCall struct {
@@ -66,6 +67,7 @@ const maxIdle = 8
 type fileWorker struct {
 	in      chan fileCall // nil until the goroutine is needed
 	names   []string      // what to read below the directory of the call
+	each    func([]byte)  // who gets the pieces of the file
 	out     chan struct{} // room for one: the worker never waits
 	answer  fileAnswer    // read by the caller once out has told
 	given   bool          // up by its caller; guarded by the pool's mutex
@@ -118,12 +120,16 @@ func (r *Root) memoryOnly(dir string) bool {
 
 // ask makes one call, on a worker unless it is inMemory, and waits for it as long as ctx allows.
 func (r *Root) ask(ctx context.Context, c fileCall, names ...string) fileAnswer {
+	return r.askFor(ctx, c, names, nil)
+}
+
+func (r *Root) askFor(ctx context.Context, c fileCall, names []string, each func([]byte)) fileAnswer {
 	trace(ctx, c.name)
 	w, err := r.hire(ctx, c)
 	if err != nil {
 		return fileAnswer{err: &fs.PathError{Op: c.op.String(), Path: c.name, Err: err}}
 	}
-	w.names = names
+	w.names, w.each = names, each
 	if r.inMemory(c) {
 		if err := r.answer(c, w); err != nil {
 			w.answer = fileAnswer{err: &fs.PathError{Op: c.op.String(), Path: c.name, Err: err}}
@@ -201,7 +207,7 @@ func (r *Root) hire(ctx context.Context, c fileCall) (*fileWorker, error) {
 // dismiss puts a worker back whose answer was taken.
 func (r *Root) dismiss(w *fileWorker) fileAnswer {
 	a := w.answer
-	w.answer, w.names = fileAnswer{}, nil
+	w.answer, w.names, w.each = fileAnswer{}, nil, nil
 	p := &r.files
 	p.mu.Lock()
 	p.active--
@@ -264,6 +270,8 @@ func (r *Root) answer(c fileCall, w *fileWorker) (err error) {
 	switch c.op {
 	case opRead:
 		a.data, err = r.readFile(c.name, c.limit, &w.scratch)
+	case opReadThrough:
+		err = r.readThrough(c.name, c.limit, &w.scratch, w.each)
 	case opReadAttributes:
 		a.attrs = r.readAttributes(c.name, w.names, &w.scratch)
 	case opReadDir:

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		fatal(playInit(arg))
 	case "lock":
 		fatal(playLock(arg))
+	case "storm":
+		fatal(playStorm(arg))
+	case "watches":
+		fatal(playWatches(arg))
 	}
 	os.Exit(0)
 }

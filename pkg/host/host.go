@@ -39,6 +39,11 @@ type Files interface {
 	ReadFile(ctx context.Context, name string) ([]byte, error)
 	// ReadFileMax is ReadFile with a limit of the caller's, in bytes.
 	ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error)
+	// ReadThrough hands out a regular file of at most limit bytes piece by piece,
+	// for what may be too long to be held. A piece is valid during its call. On
+	// an error each may be running still, so that nothing it fills must be
+	// looked at.
+	ReadThrough(ctx context.Context, name string, limit int64, each func(piece []byte)) error
 	// ReadAttributes reads several small files below one directory, such as the
 	// attributes of a device in sysfs, of at most [MaxAttribute] bytes each. The
 	// way to the directory is walked once and not for every file, which there is
@@ -83,6 +88,9 @@ type FileInfo struct {
 	UID     uint32
 	GID     uint32
 	Inode   uint64
+	// Links counts hard links: of a directory in sysfs, a control group or
+	// tmpfs, two and those it has in it.
+	Links uint64
 	// Dev is the device the file lives on, Rdev the one a device node stands for.
 	Dev, Rdev DevNum
 }
@@ -96,9 +104,18 @@ type View interface {
 
 	// OS tells the distribution and how it is managed.
 	OS(ctx context.Context) (OS, error)
-	// Processes is the host's process table, at most a second old: probes of
-	// one pass share it. The slice must not be changed.
+	// Processes is the host's process table; the probes of one pass share it, see
+	// AsOf. Which processes there are is true then; of one that is
+	// older than two minutes name, parent, state and threads may be those of up
+	// to ten minutes ago. The slice must not be changed.
 	Processes(ctx context.Context) ([]Process, error)
+	// ProcessesNow reads the processes with these PIDs anew, as far as they
+	// still are, in the order given; without PIDs all there are.
+	ProcessesNow(ctx context.Context, pids ...int) ([]Process, error)
+
+	// BlockDevices lists /sys/block by name; the probes of one pass share it, see
+	// AsOf. The slice must not be changed.
+	BlockDevices(ctx context.Context) ([]BlockDevice, error)
 
 	// SystemState is systemd's SystemState property: "running", "degraded",
 	// "starting", "stopping", ... ErrNoSystemd where it is not the init.
@@ -153,9 +170,12 @@ type View interface {
 	KubeletAPI(ctx context.Context, path string) ([]byte, error)
 }
 
-// MaxFile is the limit of ReadFile, in bytes. The largest files read with it are
-// /proc/PID/mountinfo on nodes with thousands of volumes.
+// MaxFile is the limit of ReadFile, in bytes.
 const MaxFile = 16 << 20
+
+// MaxMountTable is more than a hundred thousand mounts, as many as the kernel lets
+// there be (fs.mount-max), take in /proc/PID/mountinfo, in bytes.
+const MaxMountTable = 128 << 20
 
 // OSClass is how the host's software is managed.
 type OSClass string

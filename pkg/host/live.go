@@ -37,6 +37,7 @@ type Host struct {
 	kubelet func(ctx context.Context, path string) ([]byte, error)
 	ns      *namespaces
 	table   processTable
+	blocks  blockTable
 	bus     busLink
 	log     kernelLog
 	// mounts are counted apart: many dead mounts must not stop the other calls.
@@ -108,6 +109,16 @@ func (h *Host) Close() error {
 
 // Processes implements [View].
 func (h *Host) Processes(ctx context.Context) ([]Process, error) { return h.table.read(ctx, h.Root) }
+
+// ProcessesNow implements [View].
+func (h *Host) ProcessesNow(ctx context.Context, pids ...int) ([]Process, error) {
+	return h.table.readNow(ctx, h.Root, pids)
+}
+
+// BlockDevices implements [View].
+func (h *Host) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
+	return h.blocks.read(ctx, h.Root)
+}
 
 // OS implements [View].
 func (h *Host) OS(ctx context.Context) (OS, error) { return h.system.read(ctx, h.Root) }

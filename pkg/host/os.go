@@ -96,9 +96,9 @@ func detectOS(ctx context.Context, files Files) (OS, error) {
 	evidence.ostree = exists("/run/ostree-booted")
 	evidence.transactional = exists("/usr/sbin/transactional-update")
 	evidence.packages = slices.ContainsFunc([]string{"/usr/bin/dpkg", "/usr/bin/rpm", "/bin/rpm", "/sbin/apk", "/usr/bin/pacman"}, exists)
-	mounts, err := files.ReadFile(ctx, "/proc/1/mountinfo")
+	mounts, err := usrLines(ctx, files, "/proc/1/mountinfo")
 	if errors.Is(err, fs.ErrPermission) { // not root: by hand, PID 1's mounts are ours
-		mounts, err = files.ReadFile(ctx, "/proc/self/mountinfo")
+		mounts, err = usrLines(ctx, files, "/proc/self/mountinfo")
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
@@ -262,19 +262,38 @@ func parseBootTime(data []byte) (time.Time, error) {
 	return time.Time{}, errors.New("no btime line")
 }
 
+// usrLines reads the lines of a mount table that may be of interest to usrMount:
+// the table of a large host is tens of megabytes.
+func usrLines(ctx context.Context, files Files, name string) ([]byte, error) {
+	var kept []byte
+	lines := Lines{Each: func(line []byte) {
+		if p := mountPoint(line); string(p) == "/" || string(p) == "/usr" {
+			kept = append(kept, line...)
+		}
+	}}
+	if err := files.ReadThrough(ctx, name, MaxMountTable, lines.Take); err != nil {
+		return nil, err
+	}
+	return kept, nil
+}
+
+// mountPoint is field 5 of a line of a mount table.
+func mountPoint(line []byte) []byte {
+	for range 4 {
+		_, line, _ = bytes.Cut(line, []byte(" "))
+	}
+	point, _, _ := bytes.Cut(line, []byte(" "))
+	return point
+}
+
 // usrMount finds the mount that holds /usr in proc_pid_mountinfo(5). Later lines
 // lie over earlier ones.
 func usrMount(data []byte) usrMountInfo {
 	var root, usr usrMountInfo
 	for line := range bytes.Lines(data) {
 		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-		rest := line
-		for range 4 {
-			_, rest, _ = bytes.Cut(rest, []byte(" "))
-		}
-		point, _, _ := bytes.Cut(rest, []byte(" "))
-		if string(point) != "/" && string(point) != "/usr" {
-			continue // nodes have thousands of these
+		if p := mountPoint(line); string(p) != "/" && string(p) != "/usr" {
+			continue
 		}
 		head, tail, ok := bytes.Cut(line, []byte(" - "))
 		if !ok {

@@ -108,7 +108,7 @@ func TestProcessesOfATree(t *testing.T) {
 		t.Errorf("%+v, %v", procs, err)
 	}
 	writeTree(t, dir, map[string]string{"proc/12/stat": "12 (cut off"})
-	if _, err := tree.Root.readProcesses(); err == nil || !strings.Contains(err.Error(), "/proc/12/stat") {
+	if _, _, err := tree.Root.readProcesses(nil, nil, 0); err == nil || !strings.Contains(err.Error(), "/proc/12/stat") {
 		t.Errorf("truncated file: %v", err)
 	}
 }

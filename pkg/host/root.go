@@ -1,16 +1,20 @@
 package host
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -43,6 +47,9 @@ type Root struct {
 	calls flights
 	files filePool
 	large largeFiles
+	dirs  keptDirs
+
+	opened atomic.Int64
 }
 
 // OpenRoot opens the tree at path.
@@ -75,8 +82,13 @@ func (r *Root) Close() error {
 		// number must not become another file's.
 		return nil
 	}
+	r.dirs.closeAll()
 	return r.dir.Close()
 }
+
+// Opened counts the files that were opened so far: what a pass costs is for the
+// most part how many it opens.
+func (r *Root) Opened() int64 { return r.opened.Load() }
 
 // Path is where the tree lies for this process.
 func (r *Root) Path() string { return r.path }
@@ -114,6 +126,7 @@ func (r *Root) open(name string, flags int) (int, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return -1, unix.EINVAL
 	}
+	r.opened.Add(1)
 	if r.legacy {
 		return r.openLegacy(name, flags)
 	}
@@ -158,6 +171,11 @@ func (r *Root) ReadFile(ctx context.Context, name string) ([]byte, error) {
 func (r *Root) ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error) {
 	a := r.ask(ctx, fileCall{op: opRead, name: name, limit: limit})
 	return a.data, a.err
+}
+
+// ReadThrough implements [Files].
+func (r *Root) ReadThrough(ctx context.Context, name string, limit int64, each func(piece []byte)) error {
+	return r.askFor(ctx, fileCall{op: opReadThrough, name: name, limit: limit}, nil, each).err
 }
 
 // ReadAttributes implements [Files].
@@ -241,6 +259,41 @@ func (r *Root) readFile(name string, limit int64, scratch *[]byte) ([]byte, erro
 		r.large.note(name, len(data))
 	}
 	return data, err
+}
+
+// readThrough reads a regular file in pieces of the size of scratch.
+func (r *Root) readThrough(name string, limit int64, scratch *[]byte, each func([]byte)) error {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return ErrNotRegular
+	}
+	if cap(*scratch) < scratchSize {
+		*scratch = make([]byte, 0, scratchSize)
+	}
+	buf := (*scratch)[:cap(*scratch)]
+	for read := int64(0); ; {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case n <= 0:
+			return nil
+		}
+		if read += int64(n); read > limit {
+			return fmt.Errorf("more than %d bytes: %w", limit, ErrTooLarge)
+		}
+		each(buf[:n])
+	}
 }
 
 // largeFiles remembers how long the few files were that do not fit a worker's
@@ -341,12 +394,23 @@ func fill(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 // the way to a file ("device/state") leads out of the directory, so that its
 // target is found from the root and kept for the names that follow.
 func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Attribute {
-	const path = unix.O_PATH | unix.O_DIRECTORY
-	at, err := r.open(dir, path)
-	if err != nil {
-		return failed(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+	for {
+		at, fresh, err := r.dirOf(dir)
+		if err != nil {
+			return failed(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+		}
+		all := r.readFrom(at.fd, dir, names, scratch)
+		if !fresh && slices.ContainsFunc(all, func(a Attribute) bool { return errors.Is(a.Err, fs.ErrNotExist) }) {
+			r.dirs.drop(dir, at)
+			continue
+		}
+		r.dirs.leave(at)
+		return all
 	}
-	defer unix.Close(at)
+}
+
+// readFrom reads attributes from an open directory.
+func (r *Root) readFrom(at int, dir string, names []string, scratch *[]byte) []Attribute {
 	below, parent := -1, ""
 	defer func() {
 		if below >= 0 {
@@ -360,6 +424,7 @@ func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Att
 			head, base = name[:cut], name[cut+1:]
 		}
 		from := at
+		var err error
 		switch {
 		case head == "":
 		case parent != head && (i+1 == len(names) || !strings.HasPrefix(names[i+1], head+"/")):
@@ -369,7 +434,7 @@ func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Att
 				if below >= 0 {
 					unix.Close(below)
 				}
-				if below, err = r.openBelow(at, dir, head, path); err != nil {
+				if below, err = r.openBelow(at, dir, head, unix.O_PATH|unix.O_DIRECTORY); err != nil {
 					all[i].Err = &fs.PathError{Op: "read", Path: dir + "/" + name, Err: err}
 					below = -1
 					continue
@@ -390,6 +455,7 @@ func (r *Root) readAttributes(dir string, names []string, scratch *[]byte) []Att
 // and from the root otherwise.
 func (r *Root) openBelow(at int, dir, name string, flags int) (int, error) {
 	if !r.legacy {
+		r.opened.Add(1)
 		fd, err := openat2(at, name, uint64(flags), unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 		if err != unix.ELOOP && err != unix.EXDEV {
 			return fd, err
@@ -428,22 +494,64 @@ func (r *Root) readDir(name string, scratch *[]byte) ([]string, error) {
 // register the descriptor with the poller first, for more system calls than the
 // reading takes.
 func readNames(fd int, scratch *[]byte) ([]string, error) {
+	var names []string
+	err := eachEntry(fd, scratch, func(e dirEntry) { names = append(names, string(e.name)) })
+	return names, err
+}
+
+// dirEntry is a struct linux_dirent64: kind is DT_DIR and the like. The name is
+// valid until the next is read.
+type dirEntry struct {
+	inode uint64
+	kind  byte
+	name  []byte
+}
+
+// eachEntry hands out the entries of an open directory but "." and "..".
+func eachEntry(fd int, scratch *[]byte, each func(dirEntry)) error {
 	if cap(*scratch) < scratchSize {
 		*scratch = make([]byte, 0, scratchSize)
 	}
 	buf := (*scratch)[:cap(*scratch)]
-	var names []string
 	for {
 		n, err := unix.ReadDirent(fd, buf)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return nil, err
+			return err
 		case n <= 0:
-			return names, nil
+			return nil
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		for e := range dirEntries(buf[:n]) {
+			each(e)
+		}
+	}
+}
+
+// dirEntries takes apart what getdents64(2) gave: inode, offset, record length,
+// type, name up to a NUL. What is malformed ends it.
+func dirEntries(buf []byte) iter.Seq[dirEntry] {
+	const head = 19
+	return func(yield func(dirEntry) bool) {
+		for len(buf) > head {
+			length := int(binary.NativeEndian.Uint16(buf[16:]))
+			if length <= head || length > len(buf) {
+				return
+			}
+			e := dirEntry{inode: binary.NativeEndian.Uint64(buf), kind: buf[18], name: buf[head:length]}
+			if end := bytes.IndexByte(e.name, 0); end >= 0 {
+				e.name = e.name[:end]
+			}
+			buf = buf[length:]
+			// Inode 0 is a deleted entry.
+			if e.inode == 0 || string(e.name) == "." || string(e.name) == ".." {
+				continue
+			}
+			if !yield(e) {
+				return
+			}
+		}
 	}
 }
 
@@ -515,6 +623,7 @@ func fstat(fd int) (FileInfo, error) {
 		UID:     st.Uid,
 		GID:     st.Gid,
 		Inode:   st.Ino,
+		Links:   uint64(st.Nlink),
 		Dev:     devNum(uint64(st.Dev)),
 		Rdev:    devNum(uint64(st.Rdev)),
 	}, nil

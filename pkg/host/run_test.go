@@ -101,7 +101,7 @@ func TestRunCancelled(t *testing.T) {
 
 func sleepers(t *testing.T, h *Host) (n int) {
 	t.Helper()
-	procs, err := h.Root.readProcesses()
+	procs, _, err := h.Root.readProcesses(nil, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,7 @@ func (l *busLink) connect(ctx context.Context, slot **dbus.Conn, dial func(conte
 
 // open authenticates on the socket at name; hello says whether a bus or systemd
 // itself is behind it.
-func (l *busLink) open(ctx context.Context, name string, hello bool) (*dbus.Conn, error) {
+func (l *busLink) open(ctx context.Context, name string, hello bool, options ...dbus.ConnOption) (*dbus.Conn, error) {
 	return bound(ctx, &l.host.calls, name, func(c *dbus.Conn) { c.Close() }, func() (*dbus.Conn, error) {
 		sock, err := l.host.dialPath(ctx, name)
 		if err != nil {
@@ -92,7 +92,7 @@ func (l *busLink) open(ctx context.Context, name string, hello bool) (*dbus.Conn
 		deadline, _ := ctx.Deadline()
 		sock.SetDeadline(deadline)
 		// The library's generic transport takes 12 KiB of memory a message.
-		c, err := dbus.DialUnix(sock.(*net.UnixConn))
+		c, err := dbus.DialUnix(sock.(*net.UnixConn), options...)
 		if err != nil {
 			sock.Close()
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -122,10 +122,11 @@ func (l *busLink) systemBus(ctx context.Context) (*dbus.Conn, error) {
 			return nil, err
 		}
 		if procs, err := l.host.Processes(ctx); err == nil {
-			running := slices.ContainsFunc(procs, func(p Process) bool {
-				return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker")
-			})
-			if !running {
+			isBus := func(p Process) bool { return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker") }
+			if !slices.ContainsFunc(procs, isBus) { // one may have taken the name since it was read
+				procs, err = l.host.ProcessesNow(ctx)
+			}
+			if err == nil && !slices.ContainsFunc(procs, isBus) {
 				return nil, errors.New("the system bus is not running")
 			}
 		}

@@ -313,14 +313,16 @@ func TestPrivateSocket(t *testing.T) {
 }
 
 // servePrivate plays systemd's private socket: both ends are clients to this
-// library, so each gets its handshake from here, and then they talk.
-func servePrivate(t *testing.T, name string) {
+// library, so each gets its handshake from here, and then they talk. The
+// connections made are systemd's ends.
+func servePrivate(t *testing.T, name string) (conns <-chan *dbus.Conn) {
 	t.Helper()
 	l, err := net.Listen("unix", name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+	made := make(chan *dbus.Conn, 8)
 	go func() {
 		for {
 			agent, err := l.Accept()
@@ -350,8 +352,10 @@ func servePrivate(t *testing.T, name string) {
 			if err := c.Auth([]dbus.Auth{dbus.AuthExternal("0")}); err != nil {
 				return
 			}
+			made <- c
 		}
 	}()
+	return made
 }
 
 // handshake is the server's side of the D-Bus specification's authentication.

@@ -12,6 +12,7 @@ import (
 type Tree struct {
 	*Root
 	table  processTable
+	blocks blockTable
 	system systemInfo
 }
 
@@ -28,6 +29,16 @@ var _ View = (*Tree)(nil)
 
 // Processes implements [View].
 func (t *Tree) Processes(ctx context.Context) ([]Process, error) { return t.table.read(ctx, t.Root) }
+
+// ProcessesNow implements [View].
+func (t *Tree) ProcessesNow(ctx context.Context, pids ...int) ([]Process, error) {
+	return t.table.readNow(ctx, t.Root, pids)
+}
+
+// BlockDevices implements [View].
+func (t *Tree) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
+	return t.blocks.read(ctx, t.Root)
+}
 
 // OS implements [View].
 func (t *Tree) OS(ctx context.Context) (OS, error) { return t.system.read(ctx, t.Root) }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -209,6 +210,8 @@ type disk struct {
 	Kind diskKind
 	// Link is where /sys/block leads for a SCSI disk; "" when it is no link.
 	Link string
+	// Unit is the directory of its SCSI device.
+	Unit string
 	// State is that of the SCSI device (drivers/scsi/scsi_sysfs.c sdev_states).
 	State   string
 	Sectors uint64
@@ -250,8 +253,9 @@ func kindOfDisk(name string) (kind diskKind, ok bool) {
 // blockDevices is the inventory of one pass.
 type blockDevices struct {
 	Disks []disk
-	// Mapped and Arrays are the names of device-mapper and md devices.
-	Mapped, Arrays []string
+	// Mapped are the device-mapper's devices, Arrays the names of md's.
+	Mapped []host.BlockDevice
+	Arrays []string
 }
 
 func (d blockDevices) byName(name string) (disk, bool) {
@@ -263,25 +267,21 @@ func (d blockDevices) byName(name string) (disk, bool) {
 }
 
 // inventory lists the disks. A disk that goes meanwhile is left out.
-func (t *blockTree) inventory(ctx context.Context) (blockDevices, error) {
-	names, err := t.files.ReadDir(ctx, "/sys/block")
+func (t *blockTree) inventory(ctx context.Context, in Input) (blockDevices, error) {
+	devices, err := in.Host.BlockDevices(ctx)
 	if err != nil {
 		return blockDevices{}, fmt.Errorf("disks: %w", err)
 	}
 	var all blockDevices
 	var errs []error
-	scsi := make([]string, 0, len(names))
-	for _, name := range names {
-		if kind, ok := kindOfDisk(name); ok && kind == scsiDisk {
-			scsi = append(scsi, name)
-		}
-	}
-	links := t.files.ReadLinks(ctx, "/sys/block", scsi)
-	for _, name := range names {
+	kept := t.keptDisks(ctx, in.Memory)
+	all.Disks = make([]disk, 0, len(devices))
+	for _, device := range devices {
+		name := device.Name
 		kind, ok := kindOfDisk(name)
 		switch {
 		case strings.HasPrefix(name, "dm-"):
-			all.Mapped = append(all.Mapped, name)
+			all.Mapped = append(all.Mapped, device)
 			continue
 		case strings.HasPrefix(name, "md"):
 			all.Arrays = append(all.Arrays, name)
@@ -291,55 +291,142 @@ func (t *blockTree) inventory(ctx context.Context) (blockDevices, error) {
 		}
 		d := disk{Name: name, Kind: kind}
 		if kind == scsiDisk {
-			d.Link, links = links[0].Target, links[1:]
+			err = t.readSCSIDisk(ctx, &d, device, kept)
+			if device.StateErr != nil && !isGone(device.StateErr) {
+				errs = append(errs, device.StateErr)
+			}
+		} else {
+			err = t.readDisk(ctx, &d)
 		}
-		read := t.readDisk(ctx, d)
-		err := read[0].Err
 		if isGone(err) {
 			continue
-		}
-		if err == nil {
-			d.Sectors, err = strconv.ParseUint(string(bytes.TrimSpace(read[0].Data)), 10, 64)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("/sys/block/%s/size: %w", name, err))
 			continue
-		}
-		// A device that can not be asked for its identity (EINVAL, ENXIO) has
-		// none.
-		if len(read) > 1 && read[1].Err == nil {
-			d.Identity = cleanIdentity(string(read[1].Data))
-		}
-		if kind == scsiDisk {
-			if read[2].Err != nil && !isGone(read[2].Err) {
-				errs = append(errs, read[2].Err)
-			}
-			d.State = string(bytes.TrimRight(read[2].Data, "\n"))
 		}
 		all.Disks = append(all.Disks, d)
 	}
 	return all, errors.Join(errs...)
 }
 
-// readDisk reads a disk's size, identity and, of a SCSI disk, state.
-func (t *blockTree) readDisk(ctx context.Context, d disk) []host.Attribute {
-	dir := "/sys/block/" + d.Name
+// readDisk reads the size and, of the kinds that have one, the identity.
+func (t *blockTree) readDisk(ctx context.Context, d *disk) error {
+	names := []string{"size"}
 	switch d.Kind {
 	case nvmeDisk:
-		return t.files.ReadAttributes(ctx, dir, "size", "wwid")
+		names = append(names, "wwid")
 	case virtioDisk:
-		return t.files.ReadAttributes(ctx, dir, "size", "serial")
-	case scsiDisk:
-		if unit, ok := scsiUnitDir(d.Link); ok {
-			read := t.files.ReadAttributes(ctx, unit, "block/"+d.Name+"/size", "wwid", "state")
-			if !slices.ContainsFunc(read, func(a host.Attribute) bool { return errors.Is(a.Err, fs.ErrNotExist) }) {
-				return read
-			}
-			// Gone; or a copied tree in which "device" is no link.
-		}
-		return t.files.ReadAttributes(ctx, dir, "size", "device/wwid", "device/state")
+		names = append(names, "serial")
 	}
-	return t.files.ReadAttributes(ctx, dir, "size")
+	read := t.files.ReadAttributes(ctx, "/sys/block/"+d.Name, names...)
+	// A device that can not be asked for its identity (EINVAL, ENXIO) has none.
+	if len(read) > 1 && read[1].Err == nil {
+		d.Identity = cleanIdentity(string(read[1].Data))
+	}
+	return d.takeSize(read[0])
+}
+
+func (d *disk) takeSize(read host.Attribute) error {
+	if read.Err != nil {
+		return read.Err
+	}
+	var err error
+	d.Sectors, err = strconv.ParseUint(string(bytes.TrimSpace(read.Data)), 10, 64)
+	return err
+}
+
+// readSCSIDisk adds the size to what is known of a SCSI disk.
+func (t *blockTree) readSCSIDisk(ctx context.Context, d *disk, s host.BlockDevice, kept map[string]*keptDisk) error {
+	d.Link, d.Unit, d.State = s.Link, s.Unit, s.State
+	k := kept[d.Name]
+	d.Identity = k.clean(s.WWID)
+	if k != nil && k.node == s.Node && s.Node != 0 && k.blocks == k.now {
+		d.Sectors = k.sectors
+		return nil
+	}
+	size := t.files.ReadAttributes(ctx, s.Unit, "block/"+d.Name+"/size")[0]
+	if errors.Is(size.Err, fs.ErrNotExist) { // gone; or a copied tree
+		size = t.files.ReadAttributes(ctx, "/sys/block/"+d.Name, "size")[0]
+	}
+	if err := d.takeSize(size); err != nil {
+		return err
+	}
+	// A disk that grew between the two readings is read again.
+	if k != nil && k.now == d.Sectors/2 {
+		k.node, k.blocks, k.sectors = s.Node, k.now, d.Sectors
+	}
+	return nil
+}
+
+// keptDisk is what was read of a SCSI disk, by name, on an earlier pass.
+// /proc/partitions has the sizes of all of them in one file, but in units of
+// 1 KiB: it tells that a size is still the one that was read, and an odd sector
+// is not lost. A disk of size 0 does not stand there.
+type keptDisk struct {
+	// now is the size in /proc/partitions, if listed there.
+	now    uint64
+	listed bool
+	// sectors were read of the device of this node when now was blocks.
+	node, blocks, sectors uint64
+	// wwid is the attribute as it was read, identity what cleanIdentity made
+	// of it.
+	wwid, identity string
+}
+
+// clean is cleanIdentity for an attribute that hardly ever changes; k may be nil.
+func (k *keptDisk) clean(wwid string) string {
+	if k == nil {
+		return cleanIdentity(wwid)
+	}
+	if k.wwid != wwid {
+		k.wwid, k.identity = wwid, cleanIdentity(wwid)
+	}
+	return k.identity
+}
+
+// keptDisks brings the kept disks up to date; without /proc/partitions there are
+// none, and every size is read.
+func (t *blockTree) keptDisks(ctx context.Context, m *Memory) map[string]*keptDisk {
+	const key = "SCSI disks"
+	disks, ok := Kept[map[string]*keptDisk](m, key)
+	if !ok {
+		disks = map[string]*keptDisk{}
+		m.Keep(key, disks)
+	}
+	for _, k := range disks {
+		k.listed = false
+	}
+	if data, err := t.files.ReadFile(ctx, "/proc/partitions"); err == nil {
+		parsePartitions(data, func(name []byte, blocks uint64) {
+			k := disks[string(name)]
+			if k == nil {
+				k = &keptDisk{}
+				disks[string(name)] = k
+			}
+			k.now, k.listed = blocks, true
+		})
+	}
+	maps.DeleteFunc(disks, func(_ string, k *keptDisk) bool { return !k.listed })
+	return disks
+}
+
+// parsePartitions takes the SCSI disks out of /proc/partitions, "major minor
+// #blocks name" (block/genhd.c, show_partition).
+func parsePartitions(data []byte, each func(name []byte, blocks uint64)) {
+	for line := range bytes.Lines(data) {
+		line = bytes.TrimRight(line, " \n")
+		cut := bytes.LastIndexByte(line, ' ')
+		name := line[cut+1:]
+		if cut < 0 || !bytes.HasPrefix(name, []byte("sd")) || name[len(name)-1] <= '9' {
+			continue // a partition's name ends in its number
+		}
+		rest := bytes.TrimRight(line[:cut], " ")
+		size := rest[bytes.LastIndexByte(rest, ' ')+1:]
+		if n, err := strconv.ParseUint(string(size), 10, 63); err == nil {
+			each(name, n)
+		}
+	}
 }
 
 // cleanIdentity drops padding, and identities that say nothing because the

@@ -49,6 +49,21 @@ func (Disks) Name() string { return "disks" }
 // Condition implements [Probe].
 func (Disks) Condition() string { return ConditionPrefix + "DiskProblem" }
 
+// Wakes implements [Probe]. A file system that fails is in the kernel's log
+// alone: neither the mount table nor a uevent tells.
+func (Disks) Wakes(Require) Wakes {
+	return Wakes{
+		Mounts:     true,
+		Subsystems: []string{"block", "nvme", "scsi"},
+		Files:      followed("/etc/fstab", "/dev/disk/by-id/"),
+		UnitFiles:  true, // mount units
+		KernelLog: []string{
+			"EXT4-fs", "JBD2:", "XFS (", "BTRFS", "Buffer I/O error", "I/O error, dev ", "rejecting I/O to offline device", "device offlined",
+			"Disk failure on ", "device-mapper: thin:",
+		},
+	}
+}
+
 // Rules implements [Probe].
 func (Disks) Rules() []finding.Rule {
 	return []finding.Rule{
@@ -56,7 +71,7 @@ func (Disks) Rules() []finding.Rule {
 			Reason: "RequiredDeviceMissing", Severity: finding.Critical,
 			Means:      "A device the configuration requires is not on this host, or is smaller than required.",
 			Do:         "Attach the device, or correct the name under require.devices; the names there are stand in /dev/disk.",
-			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device",
+			HoldBefore: 10 * time.Second, HoldWhy: "udev takes a link away and puts it back while it handles a change of the device; told at once when no disk here claims the name in udev's records",
 		},
 		{
 			Reason: "RequiredDeviceNotMounted", Severity: finding.Critical,
@@ -219,7 +234,7 @@ func (p *diskPass) fail(err error) {
 func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
 	pass := &diskPass{Disks: p, Input: in, tree: newBlockTree(in.Host), told: map[finding.Key]bool{}, required: map[string]string{}}
 	var err error
-	pass.devices, err = pass.tree.inventory(ctx)
+	pass.devices, err = pass.tree.inventory(ctx, in)
 	pass.fail(err)
 	pass.declared, err = declaredMounts(ctx, in.Host)
 	pass.fail(err)
@@ -627,7 +642,16 @@ func (p *diskPass) requiredMissing(ctx context.Context, want RequiredDevice, m r
 	if len(f.Evidence) == 0 {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: m.dir, Observed: fmt.Sprintf("%s under that name", countOf(len(m.good), "device", "devices")), Expected: strconv.Itoa(count)})
 	}
-	return p.explainMissing(ctx, want, f)
+	f = p.explainMissing(ctx, want, f)
+	// While udev handles a change of a disk its record still claims the name.
+	claimed := 0
+	for link := range p.claims {
+		if ok, _ := path.Match(strings.TrimPrefix(want.ID, "/dev/"), link); ok {
+			claimed++
+		}
+	}
+	f.Settled = len(p.claims) > 0 && claimed <= len(m.good) && len(m.small) == 0 && !partitionLink.MatchString(path.Base(want.ID))
+	return f
 }
 
 // explainMissing adds why a name may be missing although its disk is there.

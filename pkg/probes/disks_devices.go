@@ -263,6 +263,9 @@ func (p *diskPass) checkDisks(ctx context.Context) {
 		if d.Kind != scsiDisk {
 			continue
 		}
+		if d.Link != "" && len(p.result.Follow) < maxFollow {
+			p.result.Follow = append(p.result.Follow, d.Unit+"/state")
+		}
 		lost, passing := scsiStateIsBad(d.State)
 		if passing && p.Now.Sub(p.Memory.Since("state "+d.Name+" "+d.State, p.Now)) >= passingAfter {
 			lost = true
@@ -631,15 +634,26 @@ func (p *diskPass) checkBtrfsMembers(ctx context.Context) {
 // checkThinPools asks device-mapper for the fill of thin pools. The ioctl walks
 // every device, so it is made only where one may be a pool.
 func (p *diskPass) checkThinPools(ctx context.Context) {
+	// A device is given its uuid once; until then it has none.
+	kept, _ := Kept[map[uint64]bool](p.Memory, "no thin pools")
+	next := make(map[uint64]bool, len(kept))
 	maybe := false
-	for _, name := range p.devices.Mapped {
-		uuid, err := p.tree.attribute(ctx, "/sys/block/"+name+"/dm/uuid")
+	for _, d := range p.devices.Mapped {
+		if d.Node != 0 && kept[d.Node] {
+			next[d.Node] = true
+			continue
+		}
+		uuid, err := p.tree.attribute(ctx, "/sys/block/"+d.Name+"/dm/uuid")
 		p.fail(err)
 		if err == nil && mayBeThinPool(uuid) {
 			maybe = true
 			break
 		}
+		if uuid != "" && d.Node != 0 {
+			next[d.Node] = true
+		}
 	}
+	p.Memory.Keep("no thin pools", next)
 	if !maybe {
 		return
 	}

@@ -508,7 +508,7 @@ func (p *diskPass) unresponsive(ctx context.Context, t askable, a answer) {
 // this kind of file system. Which mount of the kind they wait for the kernel
 // does not tell.
 func (p *diskPass) waitingFor(ctx context.Context, fsType string) []string {
-	procs, err := p.Host.Processes(ctx)
+	procs, err := p.Host.ProcessesNow(ctx)
 	if err != nil {
 		p.fail(fmt.Errorf("process table: %w", err))
 		return nil

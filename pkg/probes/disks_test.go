@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/tools/txtar"
 
 	"github.com/hosthygiene/agent/pkg/finding"
@@ -58,6 +59,13 @@ func (h deniedHost) ReadFile(ctx context.Context, name string) ([]byte, error) {
 		return nil, err
 	}
 	return h.View.ReadFile(ctx, name)
+}
+
+func (h deniedHost) ReadThrough(ctx context.Context, name string, limit int64, each func([]byte)) error {
+	if err := h.refuse(name); err != nil {
+		return err
+	}
+	return h.View.ReadThrough(ctx, name, limit, each)
 }
 
 func (h deniedHost) StatMount(_ context.Context, name string) (host.MountStat, error) {
@@ -148,12 +156,13 @@ type unmountingHost struct {
 	reads *atomic.Int32
 }
 
-func (h unmountingHost) ReadFile(ctx context.Context, name string) ([]byte, error) {
+func (h unmountingHost) ReadThrough(ctx context.Context, name string, limit int64, each func([]byte)) error {
 	data, err := h.View.ReadFile(ctx, name)
 	if name == ownMountTable && h.reads.Add(1) > 1 {
 		data, _, _ = bytes.Cut(data, []byte("31 29"))
 	}
-	return data, err
+	each(data)
+	return err
 }
 
 func TestDisksUnmountedMeanwhileIsNotGone(t *testing.T) {
@@ -196,7 +205,7 @@ func TestReadMountTableUntilTwoAgree(t *testing.T) {
 		want   int32
 	}{{"4.18.0-553.el8", 2}, {"5.7.19", 2}, {"5.8.0", 1}, {"6.12.1-amd64", 1}, {"unknown", 1}} {
 		h := unmountingHost{hosttest.Parse(t, strings.Replace(smallHost, "kernel=6.12.0", "kernel="+c.kernel, 1)), new(atomic.Int32)}
-		if _, err := readMounts(context.Background(), Input{Host: h}, mountFilter{}); err != nil {
+		if _, err := readMounts(context.Background(), Input{Host: h, Memory: NewMemory()}, mountFilter{}); err != nil {
 			t.Fatal(err)
 		}
 		if n := h.reads.Load(); n != c.want {
@@ -394,6 +403,43 @@ func TestParseMountsCaptured(t *testing.T) {
 	}
 }
 
+// TestMountTableIsParsedWhenItChanged: an unchanged table is not parsed again.
+func TestMountTableIsParsedWhenItChanged(t *testing.T) {
+	in := Input{Host: hosttest.Parse(t, smallHost), Memory: NewMemory()}
+	read := func(h host.View, filter mountFilter) []*mountinfo.Info {
+		t.Helper()
+		in.Host = h
+		mounts, err := readMountTable(context.Background(), in, ownMountTable, false, filter)
+		if err != nil || len(mounts) != 2 {
+			t.Fatalf("%v, %v", mounts, err)
+		}
+		return mounts
+	}
+	h := hosttest.Parse(t, smallHost)
+	first := read(h, mountFilter{})
+	if again := read(h, mountFilter{}); again[0] != first[0] {
+		t.Error("parsed twice")
+	}
+	if other := read(h, mountFilter{Points: map[string]bool{"/x": true}}); other[0] == first[0] {
+		t.Error("what another filter kept was taken")
+	}
+	changed := read(hosttest.Parse(t, strings.Replace(smallHost, "xfs /dev/sda rw", "xfs /dev/sda ro", 1)), mountFilter{})
+	if changed[1].VFSOptions != "ro" {
+		t.Errorf("%+v", changed[1])
+	}
+}
+
+func FuzzParsePartitions(f *testing.F) {
+	f.Add([]byte("major minor  #blocks  name\n\n 254        0   10485760 vda\n   8        0  104857600 sda\n   8        1    1048576 sda1\n  65      160          1 sdaa\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		parsePartitions(data, func(name []byte, blocks uint64) {
+			if !bytes.HasPrefix(name, []byte("sd")) || !bytes.Contains(data, name) {
+				t.Errorf("%q %d", name, blocks)
+			}
+		})
+	})
+}
+
 func FuzzParseFstab(f *testing.F) {
 	f.Add([]byte("# /etc/fstab\nUUID=1d2e3f40-0000-4000-8000-000000000001 / ext4 errors=remount-ro 0 1\n/dev/sdb1\t/srv/my\\040disk xfs defaults,nofail 0 2\n/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0\n"))
 	f.Add([]byte("LABEL=\\ x\\04 \\777 \\0"))
@@ -426,6 +472,13 @@ func FuzzParseMounts(f *testing.F) {
 	f.Add([]byte("0 0 0:0 0 0 0 - devtmpfs - ext4 a rw\n0 0 0:0 0 0 0 - devtmpfs  - - - a rw\n0 0 0:0 0 0 0 - - devtmpfs a rw\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		mounts, err := parseMounts(data, mountFilter{})
+		byBytes := newMountScan(mountFilter{})
+		for i := range data {
+			byBytes.take(data[i : i+1])
+		}
+		if again, errAgain := byBytes.mounts(); !cmp.Equal(mounts, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
+			t.Errorf("byte by byte %v, %v; at once %v, %v", again, errAgain, mounts, err)
+		}
 		if err == nil && len(data) == 0 {
 			t.Error("an empty table is no table")
 		}

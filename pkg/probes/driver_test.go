@@ -144,6 +144,9 @@ func render(r finding.Result, err error) string {
 		if f.Remedy != nil {
 			fmt.Fprintf(&b, "    remedy: %s %s\n", f.Remedy.Action, f.Remedy.Subject)
 		}
+		if f.Settled {
+			b.WriteString("    does not pass by itself\n")
+		}
 	}
 	if err != nil {
 		var joined interface{ Unwrap() []error }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -40,6 +41,28 @@ func (ISCSI) Name() string { return "iscsi" }
 // Condition implements [Probe].
 func (ISCSI) Condition() string { return ConditionPrefix + "ISCSIProblem" }
 
+// Wakes implements [Probe]. A connection that is lost is no uevent; that the
+// recovery timeout has run out is in the kernel's log alone.
+func (ISCSI) Wakes(Require) Wakes {
+	files := followed(initiatorNameFile)
+	for _, dir := range nodeRecordDirs() {
+		files = append(files, host.FollowedFile{Name: dir + "/"})
+	}
+	return Wakes{
+		ISCSI:      true,
+		Subsystems: []string{"iscsi_session", "iscsi_connection"},
+		Units:      append([]string{"iscsid.service", "iscsid.socket"}, loginUnits()...),
+		UnitFiles:  true, // whether the login unit is enabled
+		Files:      files,
+		KernelLog:  []string{"session recovery timed out", "detected conn error"},
+		Processes:  []string{"iscsid"},
+		// The kernel tells iscsid, and the state of the session is what iscsid makes
+		// of it: 0.1 to 0.4 s later when a connection is lost, more after a login.
+		After: 500 * time.Millisecond,
+		Again: 2 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (ISCSI) Rules() []finding.Rule {
 	return []finding.Rule{{
@@ -48,7 +71,7 @@ func (ISCSI) Rules() []finding.Rule {
 		Means:      "iSCSI sessions exist and iscsid does not run: the kernel never reconnects by itself, so the next broken connection is lost for good.",
 		Do:         "systemctl start iscsid.service; it takes the sessions over. Never restart iscsi.service or open-iscsi.service for it: stopping those logs out of every session.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen; sessions live on meanwhile",
+		HoldWhy:    "a crashed iscsid is started again within seconds, without a job that would be seen, and sessions live on meanwhile; told at once when systemd has given it up",
 	}, {
 		Reason:   "IscsidUnavailable",
 		Severity: finding.Critical,
@@ -60,9 +83,9 @@ func (ISCSI) Rules() []finding.Rule {
 		Also:       []finding.Severity{finding.Warning},
 		Means:      "An iSCSI session has lost its connection: I/O on its disks waits until the recovery timeout and fails then. A warning while every disk of it has another working path in a multipath map.",
 		Do:         "Check the way to the portal in the subject and the target behind it; iscsid's journal says why it can not log in again.",
-		HoldBefore: 15 * time.Second,
+		HoldBefore: iscsidStart,
 		HoldClear:  15 * time.Second,
-		HoldWhy:    "a controller failover or a restarted target comes back within seconds, and I/O only waits meanwhile; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
+		HoldWhy:    "an iscsid that has just started lets go of every session and logs in again within seconds; told at once in all other cases, because I/O waits at once, also where it comes back within seconds as after a controller failover; a session that is thrown out right after login must hold one NOP-out round (5 s interval, 5 s timeout)",
 	}, {
 		Reason:   "InitiatorNameMissing",
 		Severity: finding.Critical,
@@ -123,7 +146,7 @@ const (
 func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 	var r finding.Result
 	var errs []error
-	sessions, err := iscsiSessions(ctx, in.Host)
+	sessions, err := iscsiSessions(ctx, in)
 	if err != nil {
 		return r, fmt.Errorf("iSCSI sessions: %w", err)
 	}
@@ -131,15 +154,19 @@ func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 		in.Require.HasUnit("iscsid.service") || in.Require.HasUnit("iscsid.socket")
 	_, err = in.Host.Stat(ctx, "/sys/module/"+iscsiModule)
 	loaded := err == nil
-	daemon, daemonErr := iscsidState(ctx, in.Host, len(sessions) > 0 || required || loaded)
+	daemon, daemonErr := iscsidState(ctx, in.Host, len(sessions), required, len(sessions) > 0 || required || loaded)
 	errs = append(errs, daemonErr)
+	for _, proc := range daemon.procs {
+		first := in.Memory.Since(fmt.Sprintf("iscsid %d %d", proc.PID, proc.StartTicks), in.Now)
+		daemon.warm = daemon.warm || in.Now.Sub(first) >= iscsidStart
+	}
 	inUse := len(sessions) > 0 || required || daemon.running
 
 	p.judgeIscsid(&r, daemon, len(sessions), required)
 	if len(sessions) > 0 {
-		errs = append(errs, p.judgeSessions(ctx, in.Host, &r, sessions))
+		errs = append(errs, p.judgeSessions(ctx, in.Host, &r, sessions, daemon.recovers()))
 	}
-	errs = append(errs, judgeInitiatorName(ctx, in.Host, &r, sessions, inUse))
+	errs = append(errs, judgeInitiatorName(ctx, in, &r, sessions, inUse))
 	if required && !loaded && len(sessions) == 0 {
 		errs = append(errs, judgeISCSIModule(ctx, in, &r))
 	}
@@ -174,8 +201,8 @@ type iscsiSession struct {
 	// (the recovery timeout has run out, I/O fails); empty when neither the
 	// session nor its connection tells.
 	state string
-	// source is where state was read.
-	source string
+	// byConnection: the session does not tell its state, its connection does.
+	byConnection bool
 	// initiator is the name this session logged in with.
 	initiator string
 	// recovery is recovery_tmo as it stands there.
@@ -199,8 +226,23 @@ func (s iscsiSession) label() string {
 
 func (s iscsiSession) failed() bool { return s.state == "FAILED" || s.state == "FREE" }
 
+// keptSession is what is known of a session while it lives; the kernel gives no
+// number twice.
+type keptSession struct {
+	// dir is its place below /sys/devices, half as far as over the class.
+	dir string
+	// initiator is read again after until: iscsid may set another name when it
+	// restores a connection.
+	initiator string
+	until     time.Time
+}
+
+// sessionsKept is where they are remembered.
+const sessionsKept = "iSCSI sessions"
+
 // iscsiSessions lists the sessions; those that end meanwhile are left out.
-func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
+func iscsiSessions(ctx context.Context, in Input) ([]iscsiSession, error) {
+	v := in.Host
 	names, err := v.ReadDir(ctx, sessionsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // the transport module is not loaded
@@ -208,8 +250,13 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, ok := Kept[map[int]keptSession](in.Memory, sessionsKept)
+	if !ok {
+		kept = map[int]keptSession{}
+		in.Memory.Keep(sessionsKept, kept)
+	}
 	sessions := make([]iscsiSession, 0, len(names))
-	attributes := []string{"initiatorname", "state", "recovery_tmo"}
+	attributes := []string{"state", "recovery_tmo", "initiatorname"}
 	for _, name := range names {
 		digits, ok := strings.CutPrefix(name, "session")
 		n, err := strconv.Atoi(digits)
@@ -217,11 +264,20 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 			continue
 		}
 		s := iscsiSession{number: n}
-		dir := s.dir()
-		s.source = dir + "/state"
-		read := v.ReadAttributes(ctx, dir, attributes...)
-		for i, text := range []*string{&s.initiator, &s.state, &s.recovery} {
-			if *text, err = attrText(read[i]); err != nil {
+		k, ok := kept[n]
+		if !ok {
+			k.dir = s.dir()
+			if link, err := v.ReadLink(ctx, k.dir); err == nil && strings.HasPrefix(link, "../") {
+				k.dir = path.Join(sessionsDir, link)
+			}
+		}
+		if err := s.read(ctx, v, &k, attributes, in.Now); err != nil {
+			return nil, err
+		}
+		if s.state == "" && s.recovery == "" && k.dir != s.dir() {
+			// Another may have the number, after the module was loaded anew.
+			k, s.initiator = keptSession{dir: s.dir()}, ""
+			if err := s.read(ctx, v, &k, attributes, in.Now); err != nil {
 				return nil, err
 			}
 		}
@@ -230,8 +286,8 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 				continue
 			}
 			// Connections have a state since 5.8, sessions not on every kernel.
-			s.source = s.connection() + "/state"
-			connection, err := deviceAttr(ctx, v, s.source)
+			s.byConnection = true
+			connection, err := deviceAttr(ctx, v, s.connection()+"/state")
 			if err != nil {
 				return nil, err
 			}
@@ -242,10 +298,36 @@ func iscsiSessions(ctx context.Context, v host.View) ([]iscsiSession, error) {
 				s.state = "FAILED"
 			}
 		}
+		kept[n] = k
 		sessions = append(sessions, s)
 	}
 	slices.SortFunc(sessions, func(a, b iscsiSession) int { return a.number - b.number })
+	if len(kept) > len(sessions) {
+		maps.DeleteFunc(kept, func(n int, _ keptSession) bool {
+			_, lives := slices.BinarySearchFunc(sessions, n, func(s iscsiSession, n int) int { return s.number - n })
+			return !lives
+		})
+	}
 	return sessions, nil
+}
+
+// read reads what may change, and the initiator's name when it is due.
+func (s *iscsiSession) read(ctx context.Context, v host.View, k *keptSession, attributes []string, now time.Time) error {
+	if now.Before(k.until) && k.until.Sub(now) <= 2*settledFor {
+		attributes, s.initiator = attributes[:2], k.initiator
+	}
+	read := v.ReadAttributes(ctx, k.dir, attributes...)
+	for i, text := range []*string{&s.state, &s.recovery, &s.initiator}[:len(read)] {
+		var err error
+		if *text, err = attrText(read[i]); err != nil {
+			return err
+		}
+	}
+	if len(read) == 3 && s.initiator != "" {
+		k.initiator = s.initiator
+		k.until = now.Add(settledFor + time.Duration(uint64(s.number)*2654435769%uint64(settledFor)))
+	}
+	return nil
 }
 
 func (s iscsiSession) connection() string {
@@ -298,6 +380,22 @@ type iscsidView struct {
 	live  bool
 	// queued: systemd is starting or stopping it.
 	queued bool
+	// procs are its processes; warm: one of them has run for iscsidStart.
+	procs []host.Process
+	warm  bool
+}
+
+// iscsidStart is how long an iscsid that has just started may take to log in
+// again to the sessions it found.
+const iscsidStart = 15 * time.Second
+
+// recovers reports whether sessions are out of use because iscsid is being
+// restarted: it logs in to all of them again when it starts.
+func (d iscsidView) recovers() bool {
+	if !d.known || d.warm {
+		return false
+	}
+	return d.running || d.live && d.units != nil && !downForGood(d.units["iscsid.service"])
 }
 
 // String is for the summary.
@@ -315,9 +413,20 @@ func (d iscsidView) String() string {
 	return "iscsid is not running"
 }
 
-func iscsidState(ctx context.Context, v host.View, matters bool) (iscsidView, error) {
+// iscsidState looks for the daemon. It is needed where there are sessions, and
+// where iSCSI is required and no socket would start it.
+func iscsidState(ctx context.Context, v host.View, sessions int, required, matters bool) (iscsidView, error) {
 	var d iscsidView
-	procs, err := v.Processes(ctx)
+	var err error
+	look := func(needed bool) {
+		var procs []host.Process
+		procs, err = processesNamed(ctx, v, func(comm string) bool { return comm == "iscsid" }, needed)
+		d.procs = slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
+			return p.Kernel || p.State == 'Z' || p.State == 'X'
+		})
+		d.running = len(d.procs) > 0
+	}
+	look(sessions > 0)
 	if err != nil {
 		if !matters {
 			return d, nil
@@ -325,9 +434,6 @@ func iscsidState(ctx context.Context, v host.View, matters bool) (iscsidView, er
 		return d, fmt.Errorf("whether iscsid runs: %w", err)
 	}
 	d.known = true
-	d.running = slices.ContainsFunc(procs, func(p host.Process) bool {
-		return p.Comm == "iscsid" && !p.Kernel && p.State != 'Z' && p.State != 'X'
-	})
 	if !matters && !d.running {
 		return d, nil
 	}
@@ -347,6 +453,11 @@ func iscsidState(ctx context.Context, v host.View, matters bool) (iscsidView, er
 		d.units[u.Name] = u
 	}
 	d.queued = d.units["iscsid.service"].Job || d.units["iscsid.socket"].Job
+	if required && !d.running && !d.units["iscsid.socket"].Running() {
+		if look(true); err != nil {
+			return d, fmt.Errorf("whether iscsid runs: %w", err)
+		}
+	}
 	return d, nil
 }
 
@@ -369,6 +480,7 @@ func (p ISCSI) judgeIscsid(r *finding.Result, d iscsidView, sessions int, requir
 			Message:  fmt.Sprintf("iscsid does not run while there are iSCSI sessions (%d): a connection that breaks is never restored", sessions),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "iscsid.service"},
+			Settled:  downForGood(d.units["iscsid.service"]),
 		})
 	case required && d.live && !d.units["iscsid.socket"].Running():
 		f := finding.Finding{
@@ -393,7 +505,7 @@ type iscsiPaths struct {
 
 func readISCSIPaths(ctx context.Context, v host.View) (iscsiPaths, error) {
 	paths := iscsiPaths{mapOf: map[string]*multipathMap{}, behind: map[string]bool{}}
-	disks, err := v.ReadDir(ctx, "/sys/block")
+	disks, err := blockNames(ctx, v)
 	if err != nil {
 		return paths, err
 	}
@@ -421,7 +533,7 @@ func readISCSIPaths(ctx context.Context, v host.View) (iscsiPaths, error) {
 	return paths, nil
 }
 
-func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession) error {
+func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, recovers bool) error {
 	var errs []error
 	// What lies over the sessions matters only where one of them is not as it
 	// should be, and takes four times as long to find out as their state.
@@ -460,6 +572,7 @@ func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result
 		}
 		// Several sessions between the same ends (node.session.nr_sessions)
 		// are told as one.
+		f.Settled = !recovers
 		if other, ok := failed[f.Subject]; ok {
 			if other.Severity.Rank() > f.Severity.Rank() {
 				f, other = other, f
@@ -479,11 +592,11 @@ func (p ISCSI) judgeSessions(ctx context.Context, v host.View, r *finding.Result
 // where it may not be asked.
 func kernelMaps(ctx context.Context, v host.View) map[string]multipathMap {
 	byWWID := map[string]multipathMap{}
-	disks, err := v.ReadDir(ctx, "/sys/block")
+	disks, err := blockNames(ctx, v)
 	if err != nil {
 		return byWWID
 	}
-	found, _ := multipathMaps(ctx, v, disks)
+	found, _ := multipathMaps(ctx, v, nil, disks)
 	for _, m := range found {
 		byWWID[m.wwid] = m
 	}
@@ -503,7 +616,7 @@ func (p ISCSI) sessionFailed(ctx context.Context, v host.View, s iscsiSession, p
 		Reason: "SessionFailed", Severity: finding.Critical, Subject: subject,
 		Evidence: []finding.Evidence{{Source: s.dir() + "/state", Observed: shown(s.state), Expected: sessionAlive}},
 	}
-	if s.source != s.dir()+"/state" {
+	if s.byConnection {
 		f.Evidence = nil
 	}
 	if c, err := deviceAttr(ctx, v, s.connection()+"/state"); err == nil && c != "" {
@@ -663,8 +776,8 @@ func parseRecoveryTimeout(text string) (timeout time.Duration, endless, ok bool)
 // judgeInitiatorName reads the initiator's name. The name itself stands in
 // evidence only; what leaves the host is its hash, by which two nodes with one
 // name are found.
-func judgeInitiatorName(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, inUse bool) error {
-	data, err := v.ReadFileMax(ctx, initiatorNameFile, 64<<10)
+func judgeInitiatorName(ctx context.Context, in Input, r *finding.Result, sessions []iscsiSession, inUse bool) error {
+	data, err := in.Host.ReadFileMax(ctx, initiatorNameFile, 64<<10)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
 		if !inUse {
@@ -708,19 +821,21 @@ func judgeInitiatorName(ctx context.Context, v host.View, r *finding.Result, ses
 		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("the iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another", err), strconv.Quote(name), "a name as in RFC 7143, 4.2.7")
 		return nil
 	}
-	return judgeNameChange(ctx, v, r, sessions, name)
+	return judgeNameChange(ctx, in, r, sessions, name)
 }
 
-func judgeNameChange(ctx context.Context, v host.View, r *finding.Result, sessions []iscsiSession, name string) error {
+func judgeNameChange(ctx context.Context, in Input, r *finding.Result, sessions []iscsiSession, name string) error {
 	var e []finding.Evidence
 	changed := 0
+	kept, _ := Kept[map[int]keptSession](in.Memory, sessionsKept)
 	for _, s := range sessions {
 		if s.initiator == "" || strings.EqualFold(s.initiator, name) {
 			continue
 		}
+		delete(kept, s.number) // what is wrong is looked at in every pass
 		// An interface record may give its sessions a name of its own
 		// (iface.initiatorname).
-		iface, err := deviceAttr(ctx, v, s.dir()+"/ifacename")
+		iface, err := deviceAttr(ctx, in.Host, s.dir()+"/ifacename")
 		if err != nil {
 			return err
 		}

@@ -32,6 +32,27 @@ func (Kernel) Name() string { return "kernel" }
 // Condition implements [Probe].
 func (Kernel) Condition() string { return ConditionPrefix + "KernelProblem" }
 
+// Wakes implements [Probe].
+func (Kernel) Wakes(r Require) Wakes {
+	var w Wakes
+	if len(r.Modules) > 0 {
+		w.Subsystems = []string{"module"}
+		w.UnitFiles = true // services that load modules
+		for _, dir := range []string{"/etc", "/run", "/usr/lib"} {
+			w.Files = append(w.Files, followed(dir+"/modules-load.d/", dir+"/modprobe.d/")...)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Sysctls)) {
+		w.Files = append(w.Files, host.FollowedFile{Name: sysctlRoot + sysctlPath(name)})
+	}
+	if len(r.Sysctls) > 0 {
+		for _, dir := range []string{"/etc", "/run", "/usr/lib"} {
+			w.Files = append(w.Files, followed(dir+"/sysctl.d/")...)
+		}
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (Kernel) Validate() error { return nil }
 

@@ -66,7 +66,7 @@ func kubeletProgram(comm string) string {
 // runs, which is a fact and no error. An error beside ok says what about it
 // could not be seen.
 func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err error) {
-	procs, err := v.Processes(ctx)
+	procs, err := processesNamed(ctx, v, func(comm string) bool { return kubeletProgram(comm) != "" }, false)
 	if err != nil {
 		return Kubelet{}, false, fmt.Errorf("process table: %w", err)
 	}
@@ -97,7 +97,7 @@ func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err erro
 	return k, true, errors.Join(errs...)
 }
 
-// kubeletAmong picks the kubelet from the process table. Any process may take
+// kubeletAmong picks the kubelet from the processes that have its name. Any process may take
 // its name, and pods may run one (kind, kubemark, virtual clusters): those in a
 // pod's cgroup are not this node's, root's come before others', the oldest
 // before later ones, for a kubelet forks short-lived helpers under its own name.
@@ -108,7 +108,7 @@ func kubeletAmong(ctx context.Context, v host.View, procs []host.Process) (host.
 	}
 	var found []candidate
 	for _, p := range procs {
-		if p.Kernel || p.State == 'Z' || kubeletProgram(p.Comm) == "" {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		if data, err := v.ReadFile(ctx, procFile(p.PID, "cgroup")); err == nil && parseProcCgroup(data).pod().UID != "" {
@@ -235,6 +235,19 @@ func (k Kubelet) resolve(ctx context.Context, v host.Files, name string) string 
 		cwd = "/"
 	}
 	return path.Join(cwd, name)
+}
+
+// configFiles are the file and the directory of drop-ins (with '/' at its end)
+// that the kubelet reads its configuration from when it starts.
+func (k Kubelet) configFiles(ctx context.Context, v host.Files) []string {
+	var names []string
+	if file := k.Flags.Last("config"); file != "" && !k.OwnRoot {
+		names = append(names, k.resolve(ctx, v, file))
+	}
+	if dir := k.Flags.Last("config-dir"); dir != "" && !k.OwnRoot {
+		names = append(names, k.resolve(ctx, v, dir)+"/")
+	}
+	return names
 }
 
 // splitCmdline splits /proc/PID/cmdline, whose arguments end in NUL bytes.

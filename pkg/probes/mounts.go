@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -89,19 +91,19 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 
 	var t mountTable
 	var errs []error
-	own, err := readMountTable(ctx, in.Host, ownMountTable, torn)
+	mounts, err := readMountTable(ctx, in, ownMountTable, torn, filter)
 	name := ownMountTable
 	if errors.Is(err, fs.ErrPermission) {
 		errs = append(errs, fmt.Errorf("mounts: %w; judged by the mounts this process sees", err))
 		name = "/proc/self/mountinfo"
-		own, err = readMountTable(ctx, in.Host, name, torn)
+		mounts, err = readMountTable(ctx, in, name, torn, filter)
 	}
-	if err != nil {
-		return mountTable{}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
-	}
-	mounts, err := parseMounts(own, filter)
-	if err != nil {
+	var bad badLines
+	switch {
+	case errors.As(err, &bad):
 		errs = append(errs, fmt.Errorf("mounts: %s: %w", name, err))
+	case err != nil:
+		return mountTable{}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
 	}
 	t.add(mounts, ownMountTable)
 
@@ -110,11 +112,8 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 		errs = append(errs, err)
 	}
 	if ok && kubelet.OwnMounts {
-		data, err := readMountTable(ctx, in.Host, kubelet.MountInfo(), torn)
-		if err == nil {
-			mounts, err = parseMounts(data, filter)
-			t.add(mounts, kubelet.MountInfo())
-		}
+		mounts, err := readMountTable(ctx, in, kubelet.MountInfo(), torn, filter)
+		t.add(mounts, kubelet.MountInfo())
 		if err != nil && !isGone(err) { // gone: it has just been restarted
 			errs = append(errs, fmt.Errorf("mounts of the kubelet: %w", err))
 		}
@@ -161,21 +160,48 @@ func (t mountTable) at(point string) (mount, bool) {
 	return t.Mounts[i], true
 }
 
-// readMountTable reads until two readings agree where the kernel needs it.
-func readMountTable(ctx context.Context, files host.Files, name string, torn bool) ([]byte, error) {
-	data, err := files.ReadFile(ctx, name)
-	for range 5 {
-		if err != nil || !torn {
-			break
-		}
-		var again []byte
-		again, err = files.ReadFile(ctx, name)
-		if bytes.Equal(data, again) {
-			break
-		}
-		data = again
+// keptMounts is what was parsed of a mount table, and its fingerprint.
+type keptMounts struct {
+	seed   maphash.Seed
+	sum    uint64
+	length int
+	filter mountFilter
+	mounts []*mountinfo.Info
+}
+
+// readMountTable reads until two readings agree where the kernel needs it, and
+// parses a table that is not, byte by byte, the one that was parsed last. There is
+// no shorter sign: the kernel tells of mounts that come and go (poll(2)), but not
+// when it makes a file system read-only.
+func readMountTable(ctx context.Context, in Input, name string, torn bool, filter mountFilter) ([]*mountinfo.Info, error) {
+	key := "mounts of the kubelet" // whose PID changes
+	if name == ownMountTable {
+		key = "mounts"
 	}
-	return data, err
+	old, ok := Kept[keptMounts](in.Memory, key)
+	if !ok {
+		old.seed = maphash.MakeSeed()
+	}
+	var now *mountScan
+	for n := range 6 {
+		next := newMountScan(filter)
+		next.sum.SetSeed(old.seed)
+		if err := in.Host.ReadThrough(ctx, name, host.MaxMountTable, next.take); err != nil {
+			return nil, err
+		}
+		same := n > 0 && next.same(now.sum.Sum64(), now.length)
+		if now = next; !torn || same {
+			break
+		}
+	}
+	if ok && now.same(old.sum, old.length) && maps.Equal(old.filter.Points, filter.Points) {
+		return old.mounts, nil
+	}
+	mounts, err := now.mounts()
+	if err == nil {
+		in.Memory.Keep(key, keptMounts{old.seed, now.sum.Sum64(), now.length, filter, mounts})
+	}
+	return mounts, err
 }
 
 // kernelBefore compares the first two numbers of a kernel release.
@@ -189,43 +215,95 @@ func kernelBefore(release string, major, minor int) bool {
 
 // parseMounts parses the lines of proc_pid_mountinfo(5) that the filter wants.
 // Lines that are no mounts, the last one of a table that was cut off among
-// them, are left out and told in the error. The filter looks at the bytes
-// before the library parses: a line can be longer than its scanner accepts (an
-// overlay of hundreds of layers), and one bad line would cost it all others.
+// them, are left out and told in the error, as badLines.
 func parseMounts(data []byte, filter mountFilter) ([]*mountinfo.Info, error) {
-	if len(data) == 0 {
-		return nil, errors.New("empty")
+	s := newMountScan(filter)
+	s.take(data)
+	return s.mounts()
+}
+
+// badLines tells of lines that are no mounts, the others were parsed; or that
+// there is none at all.
+type badLines struct {
+	count   int
+	example string
+}
+
+func (b badLines) Error() string {
+	if b.count == 0 {
+		return "empty"
 	}
-	kept := make([]byte, 0, len(data)/4)
-	bad, example := 0, ""
-	reject := func(line []byte) {
-		if bad++; bad == 1 {
-			example = shown(string(line[:min(len(line), 60)]))
-		}
+	return fmt.Sprintf("%s no mount or cut off: %q", countOf(b.count, "line is", "lines are"), b.example)
+}
+
+// mountScan takes a mount table piece by piece and keeps the lines that are
+// wanted. It looks at the bytes before the library parses: a line can be longer
+// than the library's scanner accepts (an overlay of hundreds of layers), and one
+// bad line would cost it all others.
+type mountScan struct {
+	filter mountFilter
+	// sum and length are the fingerprint of all that was taken.
+	sum    maphash.Hash
+	length int
+	lines  host.Lines
+	kept   []byte
+	bad    badLines
+}
+
+func newMountScan(filter mountFilter) *mountScan {
+	s := &mountScan{filter: filter}
+	s.lines.Each = s.line
+	return s
+}
+
+func (s *mountScan) same(sum uint64, length int) bool {
+	return s.length == length && s.sum.Sum64() == sum
+}
+
+func (s *mountScan) take(piece []byte) {
+	s.sum.Write(piece)
+	s.length += len(piece)
+	s.lines.Take(piece)
+}
+
+func (s *mountScan) line(line []byte) {
+	dev, point, fsType, ok := scanMountLine(line)
+	switch {
+	case !ok:
+		s.reject(line)
+	case s.filter.wants(dev, point, fsType):
+		s.kept = append(s.kept, line...)
 	}
-	for line := range bytes.Lines(data) {
-		dev, point, fsType, ok := scanMountLine(line)
-		switch {
-		case !ok:
-			reject(line)
-		case filter.wants(dev, point, fsType):
-			kept = append(kept, line...)
-		}
+}
+
+func (s *mountScan) reject(line []byte) {
+	if s.bad.count++; s.bad.count == 1 {
+		s.bad.example = shown(string(line[:min(len(line), 60)]))
 	}
-	mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(kept), nil)
+}
+
+// mounts parses what was kept.
+func (s *mountScan) mounts() ([]*mountinfo.Info, error) {
+	if s.length == 0 {
+		return nil, s.bad
+	}
+	if rest := s.lines.Rest(); len(rest) > 0 {
+		s.reject(rest)
+	}
+	mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(s.kept), nil)
 	if err != nil {
 		mounts = mounts[:0]
-		for line := range bytes.Lines(kept) {
+		for line := range bytes.Lines(s.kept) {
 			one, err := mountinfo.GetMountsFromReader(bytes.NewReader(line), nil)
 			if err != nil {
-				reject(line)
+				s.reject(line)
 				continue
 			}
 			mounts = append(mounts, one...)
 		}
 	}
-	if bad > 0 {
-		return mounts, fmt.Errorf("%s no mount or cut off: %q", countOf(bad, "line is", "lines are"), example)
+	if s.bad.count > 0 {
+		return mounts, s.bad
 	}
 	return mounts, nil
 }

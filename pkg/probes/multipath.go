@@ -50,6 +50,19 @@ func (Multipath) Name() string { return "multipath" }
 // Condition implements [Probe].
 func (Multipath) Condition() string { return ConditionPrefix + "MultipathProblem" }
 
+// Wakes implements [Probe]. A path that fails is a uevent of its map's.
+func (Multipath) Wakes(Require) Wakes {
+	return Wakes{
+		Subsystems: []string{"block"},
+		Units:      []string{"multipathd.service"},
+		Files:      followed("/etc/multipath.conf", "/etc/multipath/conf.d/"),
+		Processes:  []string{"multipathd"},
+		// multipathd's own view of a path comes after the kernel's, and what it
+		// was configured with after the file.
+		Again: 3 * time.Second,
+	}
+}
+
 // Rules implements [Probe].
 func (Multipath) Rules() []finding.Rule {
 	return []finding.Rule{{
@@ -60,13 +73,12 @@ func (Multipath) Rules() []finding.Rule {
 		HoldClear: 30 * time.Second,
 		HoldWhy:   "told at once, because I/O fails at once; cleared after more than one round of multipathd's checkers (5 to 20 s), as a path that has just returned often fails again",
 	}, {
-		Reason:     "PathsDegraded",
-		Severity:   finding.Warning,
-		Means:      "A multipath map works with fewer paths than it should have: the next failure may be the last.",
-		Do:         "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
-		HoldBefore: 10 * time.Second,
-		HoldClear:  time.Minute,
-		HoldWhy:    "a path that fails one check and passes the next 5 s later is no degradation; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired",
+		Reason:    "PathsDegraded",
+		Severity:  finding.Warning,
+		Means:     "A multipath map works with fewer paths than it should have: the next failure may be the last.",
+		Do:        "Repair the failed path (cable, switch, iSCSI session, target port). If the array was meant to lose a path, set minPaths.",
+		HoldClear: time.Minute,
+		HoldWhy:   "told at once, because the kernel has taken the path out of use after a failed I/O; one that flaps must hold through three rounds of the checkers (20 s each) to count as repaired, and is one problem until then",
 	}, {
 		Reason:    "QueueingWithoutPaths",
 		Severity:  finding.Critical,
@@ -80,7 +92,7 @@ func (Multipath) Rules() []finding.Rule {
 		Means:      "Multipath maps exist and multipathd does not run: failed paths are never reinstated, new ones never added, and queueing can not be switched off.",
 		Do:         "systemctl start multipathd.service, and read its journal for why it ended.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen",
+		HoldWhy:    "Restart=on-failure brings it back within a second or two, without a job that would be seen; told at once when systemd has given it up",
 	}, {
 		Reason:     "MultipathdUnresponsive",
 		Severity:   finding.Warning,
@@ -137,11 +149,11 @@ func (p Multipath) Validate() error {
 // Check implements [Probe].
 func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) {
 	var r finding.Result
-	disks, err := in.Host.ReadDir(ctx, "/sys/block")
+	disks, err := blockNames(ctx, in.Host)
 	if err != nil {
 		return r, fmt.Errorf("block devices: %w", err)
 	}
-	found, kernelErr := multipathMaps(ctx, in.Host, disks)
+	found, kernelErr := multipathMaps(ctx, in.Host, in.Memory, disks)
 	required := in.Require.HasPackage("multipath") || in.Require.HasModule("dm_multipath") || in.Require.HasUnit("multipathd.service")
 
 	wanted := p.wantedSettings(in.Require)
@@ -177,6 +189,12 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 			best = int(in.Memory.Best(bestPathsOf+m.wwid, int64(usable)))
 			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.name, "state", "active")
 			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.name, "state", "failed")
+		}
+		for _, path := range m.paths {
+			// Whoever takes a path offline by hand is not announced otherwise.
+			if path.stateDir != "" && len(r.Follow) < maxFollow {
+				r.Follow = append(r.Follow, path.stateDir+"/state")
+			}
 		}
 		p.judgePaths(ctx, &r, m, best, &mounts)
 		p.judgeSuspended(ctx, in.Host, &r, m, &mounts)
@@ -258,6 +276,8 @@ type multipathPath struct {
 	// kernel is "active" or "failed", state the SCSI device's state, checker
 	// multipathd's.
 	kernel, state, checker string
+	// stateDir is where state was read.
+	stateDir string
 	// gone: the block device is no longer in sysfs.
 	gone bool
 }
@@ -296,9 +316,11 @@ func (m *multipathMap) usable() int {
 }
 
 // disk is the kernel's name of a device-mapper device.
-func (m *multipathMap) disk() string { return fmt.Sprintf("dm-%d", m.dev.Minor) }
+func (m *multipathMap) disk() string { return "dm-" + strconv.FormatUint(uint64(m.dev.Minor), 10) }
 
-func devT(d host.DevNum) string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+func devT(d host.DevNum) string {
+	return strconv.FormatUint(uint64(d.Major), 10) + ":" + strconv.FormatUint(uint64(d.Minor), 10)
+}
 
 func parseDevT(s string) (host.DevNum, bool) {
 	major, minor, ok := strings.Cut(s, ":")
@@ -310,7 +332,8 @@ func parseDevT(s string) (host.DevNum, bool) {
 // multipathMaps lists the maps with their paths, from the ioctl or, where that
 // is not permitted or there is no running kernel, from sysfs. The error says
 // what sysfs could not tell instead.
-func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipathMap, error) {
+// Memory may be nil.
+func multipathMaps(ctx context.Context, v host.View, memory *Memory, disks []string) ([]multipathMap, error) {
 	// Without any dm device nothing must be asked: opening the control node
 	// would load the module.
 	if !slices.ContainsFunc(disks, func(d string) bool { return strings.HasPrefix(d, "dm-") }) {
@@ -319,7 +342,7 @@ func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipat
 	devs, err := v.DeviceMapper(ctx)
 	if err != nil {
 		found, sysfsErr := sysfsMultipathMaps(ctx, v, disks)
-		look(ctx, v, found)
+		look(ctx, v, memory, found)
 		if sysfsErr == nil && len(found) == 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, host.ErrNotLive)) {
 			return nil, nil // sysfs shows every map there is
 		}
@@ -333,20 +356,19 @@ func multipathMaps(ctx context.Context, v host.View, disks []string) ([]multipat
 			continue
 		}
 		m := multipathMap{name: shown(d.Name), wwid: wwid, dev: d.Dev, suspended: d.Suspended}
-		m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
-		for _, t := range d.Targets {
-			if t.Type != "multipath" {
-				continue
-			}
+		i := slices.IndexFunc(d.Targets, func(t host.DMTarget) bool { return t.Type == "multipath" })
+		if i < 0 {
+			m.err = fmt.Errorf("map %s has no multipath target in its table", m.name)
+		} else {
+			t := d.Targets[i]
 			m.table, m.status, m.queues = t.Table, t.Status, queuesWithoutPath(t.Table)
 			if m.paths, m.err = parseMultipathStatus(t.Status); m.err != nil {
 				m.err = fmt.Errorf("device-mapper status of map %s: %w", m.name, m.err)
 			}
-			break
 		}
 		found = append(found, m)
 	}
-	look(ctx, v, found)
+	look(ctx, v, memory, found)
 	return found, nil
 }
 
@@ -403,43 +425,107 @@ func sysfsMultipathMaps(ctx context.Context, v host.View, disks []string) ([]mul
 	return found, nil
 }
 
-// look finds the paths' devices in sysfs and reads their state.
-func look(ctx context.Context, v host.View, found []multipathMap) {
-	var names []string
-	for i := range found {
-		for _, p := range found[i].paths {
-			names = append(names, devT(p.dev))
-		}
+// blockNames are the names in /sys/block.
+func blockNames(ctx context.Context, v host.View) ([]string, error) {
+	devices, err := v.BlockDevices(ctx)
+	names := make([]string, len(devices))
+	for i, d := range devices {
+		names[i] = d.Name
 	}
-	if len(names) == 0 {
-		return
+	return names, err
+}
+
+// pathPlace is where a number led in /sys/dev/block, and to which device: a
+// number leads there as long as the device lives.
+type pathPlace struct {
+	link string
+	node uint64
+}
+
+// look finds the paths' devices in sysfs and takes their state.
+func look(ctx context.Context, v host.View, memory *Memory, found []multipathMap) {
+	// Who can not see the devices can not see their states either: then the
+	// map's own word is all there is, as for disks of other kinds.
+	devices, _ := v.BlockDevices(ctx)
+	var kept map[host.DevNum]pathPlace
+	if memory != nil {
+		kept, _ = Kept[map[host.DevNum]pathPlace](memory, "paths of maps")
 	}
-	const dir = "/sys/dev/block"
-	links := v.ReadLinks(ctx, dir, names)
+	next := make(map[host.DevNum]pathPlace, len(kept))
+	var unknown []*multipathPath
 	for i := range found {
 		for j := range found[i].paths {
-			found[i].paths[j].look(ctx, v, dir+"/"+names[0], links[0])
-			names, links = names[1:], links[1:]
+			p := &found[i].paths[j]
+			if k, ok := kept[p.dev]; ok && p.at(devices, k) {
+				next[p.dev] = k
+				continue
+			}
+			unknown = append(unknown, p)
+		}
+	}
+	const dir = "/sys/dev/block"
+	if len(unknown) > 0 {
+		numbers := make([]string, len(unknown))
+		for i, p := range unknown {
+			numbers[i] = devT(p.dev)
+		}
+		for i, link := range v.ReadLinks(ctx, dir, numbers) {
+			p := unknown[i]
+			if errors.Is(link.Err, fs.ErrNotExist) {
+				p.gone = true
+				p.name = numbers[i]
+				continue
+			}
+			if p.link = link.Target; p.link == "" {
+				continue
+			}
+			p.name = path.Base(p.link)
+			if d, ok := blockDevice(devices, p.name); ok {
+				p.takeState(d)
+				if d.Node != 0 {
+					next[p.dev] = pathPlace{p.link, d.Node}
+				}
+			}
+		}
+	}
+	if memory != nil {
+		memory.Keep("paths of maps", next)
+	}
+	// Disks that are not SCSI have no state, and NVMe another one.
+	for i := range found {
+		for j := range found[i].paths {
+			if p := &found[i].paths[j]; p.state == "" && !p.gone {
+				p.stateDir = dir + "/" + devT(p.dev) + "/device"
+				p.state, _ = deviceAttr(ctx, v, p.stateDir+"/state")
+			}
 		}
 	}
 }
 
-func (p *multipathPath) look(ctx context.Context, v host.View, dir string, link host.Link) {
-	if errors.Is(link.Err, fs.ErrNotExist) {
-		p.gone = true
-		p.name = devT(p.dev)
-		return
+// at takes name and state from the device that was at the path's place, unless
+// it is gone.
+func (p *multipathPath) at(devices []host.BlockDevice, k pathPlace) bool {
+	d, ok := blockDevice(devices, path.Base(k.link))
+	if !ok || d.Node != k.node {
+		return false
 	}
-	if p.link = link.Target; p.link != "" {
-		p.name = path.Base(p.link)
+	p.name, p.link = d.Name, k.link
+	p.takeState(d)
+	return true
+}
+
+func (p *multipathPath) takeState(d host.BlockDevice) {
+	if p.state = d.State; p.state != "" {
+		p.stateDir = d.Unit
 	}
-	// Disks that are not SCSI have no state, and NVMe another one.
-	if unit, ok := scsiUnitDir(p.link); ok {
-		p.state, _ = deviceAttr(ctx, v, unit+"/state")
+}
+
+func blockDevice(devices []host.BlockDevice, name string) (host.BlockDevice, bool) {
+	i, ok := slices.BinarySearchFunc(devices, name, func(d host.BlockDevice, name string) int { return strings.Compare(d.Name, name) })
+	if !ok {
+		return host.BlockDevice{}, false
 	}
-	if p.state == "" {
-		p.state, _ = deviceAttr(ctx, v, dir+"/device/state")
-	}
+	return devices[i], true
 }
 
 // hear adds what multipathd says of the map; nil is nothing.
@@ -453,7 +539,8 @@ func (m *multipathMap) hear(said *multipathdMap) {
 	}
 	for _, g := range said.Groups {
 		for _, s := range g.Paths {
-			i := slices.IndexFunc(m.paths, func(p multipathPath) bool { return devT(p.dev) == s.DevT })
+			dev, ok := parseDevT(s.DevT)
+			i := slices.IndexFunc(m.paths, func(p multipathPath) bool { return ok && p.dev == dev })
 			if i < 0 {
 				continue
 			}
@@ -730,26 +817,6 @@ type scsiPlace struct {
 	usb       bool
 }
 
-// scsiUnitDir is the directory of a disk's SCSI device, taken from the link in
-// /sys/block or /sys/dev/block that leads to the disk. The way there over the
-// disk's own "device" link is twice as long, and the length of the way is what
-// reading sysfs costs.
-func scsiUnitDir(link string) (string, bool) {
-	for strings.HasPrefix(link, "../") {
-		link = link[len("../"):]
-	}
-	unit, name, ok := strings.Cut(link, "/block/")
-	if !ok || strings.Contains(name, "/") || !strings.HasPrefix(unit, "devices/") || !isSCSIAddress(path.Base(unit)) {
-		return "", false
-	}
-	return "/sys/" + unit, true
-}
-
-// isSCSIAddress recognises host:channel:target:lun.
-func isSCSIAddress(s string) bool {
-	return strings.Count(s, ":") == 3 && strings.Trim(s, "0123456789:") == ""
-}
-
 func scsiTopology(link string) scsiPlace {
 	var p scsiPlace
 	for part := range strings.SplitSeq(link, "/") {
@@ -778,6 +845,10 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 			inMap[p.name] = true
 		}
 	}
+	devices, err := v.BlockDevices(ctx)
+	if err != nil {
+		return err
+	}
 	loose := map[string][]string{} // disks by identity
 	for _, name := range disks {
 		if strings.HasPrefix(name, "emcpower") || strings.HasPrefix(name, "VxDMP") {
@@ -786,11 +857,8 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 		if !strings.HasPrefix(name, "sd") || inMap[name] {
 			continue
 		}
-		wwid, err := deviceAttr(ctx, v, "/sys/block/"+name+"/device/wwid")
-		if err != nil {
-			return err
-		}
-		if wwid = cleanIdentity(wwid); wwid != "" {
+		d, _ := blockDevice(devices, name)
+		if wwid := cleanIdentity(d.WWID); wwid != "" {
 			loose[wwid] = append(loose[wwid], name)
 		}
 	}
@@ -801,11 +869,8 @@ func pathsOutsideMaps(ctx context.Context, v host.View, r *finding.Result, disks
 	for i := range found {
 		// One path tells the map's identity in sysfs's spelling.
 		for _, p := range found[i].paths {
-			wwid, err := deviceAttr(ctx, v, "/sys/block/"+p.name+"/device/wwid")
-			if err != nil {
-				return err
-			}
-			if wwid = cleanIdentity(wwid); wwid != "" {
+			d, _ := blockDevice(devices, p.name)
+			if wwid := cleanIdentity(d.WWID); wwid != "" {
 				mapOf[wwid] = &found[i]
 				break
 			}
@@ -958,7 +1023,7 @@ type multipathDaemon struct {
 
 func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required bool, wanted RequiredMultipath) (multipathDaemon, error) {
 	var d multipathDaemon
-	procs, err := in.Host.Processes(ctx)
+	procs, err := processesNamed(ctx, in.Host, func(comm string) bool { return comm == "multipathd" }, mapsExist)
 	if err != nil {
 		if !mapsExist && !required {
 			return d, nil
@@ -968,7 +1033,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 	d.seen = true
 	var candidates []host.Process
 	for _, proc := range procs {
-		if proc.Comm == "multipathd" && !proc.Kernel && proc.State != 'Z' && proc.State != 'X' {
+		if !proc.Kernel && proc.State != 'Z' && proc.State != 'X' {
 			candidates = append(candidates, proc)
 		}
 	}
@@ -992,7 +1057,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 	if d.queued || !d.running {
 		return d, unitErr
 	}
-	if err := d.ask(ctx, in.Host, mapsExist, wanted); err != nil {
+	if err := d.ask(ctx, in, mapsExist, wanted); err != nil {
 		return d, errors.Join(unitErr, fmt.Errorf("asking multipathd: %w", err))
 	}
 	return d, unitErr
@@ -1000,15 +1065,15 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 
 // ask talks to the daemon once. A daemon that does not serve is no error but a
 // finding; the error is an answer that was not understood.
-func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps bool, wanted RequiredMultipath) error {
+func (d *multipathDaemon) ask(parent context.Context, in Input, wantMaps bool, wanted RequiredMultipath) error {
 	ctx, cancel := context.WithTimeout(parent, multipathdPatience)
 	defer cancel()
 	d.address = multipathdAbstract
-	conn, err := dialMultipathd(ctx, v)
+	conn, err := dialMultipathd(ctx, in.Host)
 	if err == nil {
 		defer conn.Close()
 		d.address = conn.address
-		err = d.converse(conn, wantMaps, wanted)
+		err = d.converse(conn, in.Memory, wantMaps, wanted)
 	}
 	switch {
 	case parent.Err() != nil:
@@ -1025,7 +1090,7 @@ func (d *multipathDaemon) ask(parent context.Context, v host.View, wantMaps bool
 	return err
 }
 
-func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps bool, wanted RequiredMultipath) error {
+func (d *multipathDaemon) converse(conn *multipathdConn, memory *Memory, wantMaps bool, wanted RequiredMultipath) error {
 	// show daemon takes no lock, so that it is answered while maps are busy.
 	text, err := conn.text("show daemon")
 	if err != nil {
@@ -1037,7 +1102,7 @@ func (d *multipathDaemon) converse(conn *multipathdConn, wantMaps bool, wanted R
 	}
 	d.state = shown(fields[2])
 	if wantMaps {
-		if d.maps, err = conn.maps(); err != nil {
+		if d.maps, err = conn.maps(memory); err != nil {
 			return err
 		}
 	}
@@ -1079,6 +1144,7 @@ func judgeDaemon(in Input, r *finding.Result, d multipathDaemon, existing int) {
 			Message:  fmt.Sprintf("multipathd does not run while there are multipath maps (%d): paths that fail are never brought back", existing),
 			Evidence: e,
 			Remedy:   &finding.Remedy{Action: "start-unit", Subject: "multipathd.service"},
+			Settled:  d.unit != nil && downForGood(*d.unit),
 		})
 	case d.silent != nil:
 		e := []finding.Evidence{{Source: d.address, Observed: d.silent.Error(), Expected: fmt.Sprintf("an answer within %s", multipathdPatience)}}
@@ -1229,12 +1295,12 @@ func (m *mountsOver) of(ctx context.Context, dev host.DevNum) string {
 // (drivers/md/dm-mpath.c, multipath_status). Groups that are all E, enabled, are
 // no fault: a map that was just loaded has no active group before its first I/O.
 func parseMultipathStatus(status string) ([]multipathPath, error) {
-	t := dmTokens(strings.Fields(status))
+	t := dmTokens{rest: strings.TrimSpace(status)}
+	paths := make([]multipathPath, 0, strings.Count(status, ":"))
 	t.skip(t.count())
 	t.skip(t.count())
 	groups := t.count()
 	t.skip(1)
-	var paths []multipathPath
 	for range groups {
 		t.skip(1)
 		t.skip(t.count())
@@ -1244,7 +1310,7 @@ func parseMultipathStatus(status string) ([]multipathPath, error) {
 			number, mark := t.next(), t.next()
 			t.skip(1 + args)
 			dev, ok := parseDevT(number)
-			if t == nil || !ok || mark != "A" && mark != "F" {
+			if t.short || !ok || mark != "A" && mark != "F" {
 				return nil, fmt.Errorf("%.120q is no status of a multipath map", status)
 			}
 			p := multipathPath{dev: dev, name: number, kernel: "active"}
@@ -1254,7 +1320,7 @@ func parseMultipathStatus(status string) ([]multipathPath, error) {
 			paths = append(paths, p)
 		}
 	}
-	if t == nil || len(t) > 0 {
+	if !t.done() {
 		return nil, fmt.Errorf("%.120q is no status of a multipath map", status)
 	}
 	return paths, nil
@@ -1263,7 +1329,7 @@ func parseMultipathStatus(status string) ([]multipathPath, error) {
 // queuesWithoutPath reports whether queue_if_no_path is among the features that
 // a multipath table begins with: "1 queue_if_no_path 0 2 1 ...".
 func queuesWithoutPath(table string) bool {
-	t := dmTokens(strings.Fields(table))
+	t := dmTokens{rest: strings.TrimSpace(table)}
 	for range t.count() {
 		if t.next() == "queue_if_no_path" {
 			return true
@@ -1272,35 +1338,40 @@ func queuesWithoutPath(table string) bool {
 	return false
 }
 
-// dmTokens are the words of a device-mapper line; nil once it ended early. An
-// empty line that has ended is not nil.
-type dmTokens []string
+// dmTokens are the words of a device-mapper line that are left; short once it
+// ended early.
+type dmTokens struct {
+	rest  string
+	short bool
+}
 
 func (t *dmTokens) next() string {
-	if len(*t) == 0 {
-		*t = nil
+	t.rest = strings.TrimLeft(t.rest, " ")
+	if t.rest == "" {
+		t.short = true
 		return ""
 	}
-	s := (*t)[0]
-	*t = (*t)[1:]
-	return s
+	var word string
+	word, t.rest, _ = strings.Cut(t.rest, " ")
+	return word
 }
 
 // count reads a number of words or groups to come, of which there can be no more
 // than words are left.
 func (t *dmTokens) count() int {
 	n, err := strconv.ParseUint(t.next(), 10, 16)
-	if err != nil || int(n) > len(*t) {
-		*t = nil
+	if err != nil || int(n) > (len(t.rest)+1)/2 {
+		t.short = true
 		return 0
 	}
 	return int(n)
 }
 
 func (t *dmTokens) skip(n int) {
-	if n > len(*t) {
-		*t = nil
-		return
+	for ; n > 0 && !t.short; n-- {
+		t.next()
 	}
-	*t = (*t)[n:]
 }
+
+// done reports whether the line had as many words as were asked for, no more.
+func (t *dmTokens) done() bool { return !t.short && strings.TrimLeft(t.rest, " ") == "" }

@@ -123,11 +123,11 @@ func TestMultipathdConversation(t *testing.T) {
 	if text, err := conn.text("show daemon"); text != "pid 349 idle" || err != nil {
 		t.Errorf("%q, %v", text, err)
 	}
-	maps, err := conn.maps()
+	maps, err := conn.maps(NewMemory())
 	if err != nil || len(maps) != 1 || maps[0].WWID != "w" {
 		t.Errorf("%+v, %v", maps, err)
 	}
-	if _, err := conn.maps(); !errors.Is(err, errMultipathdTimeout) || !multipathdSilent(err) {
+	if _, err := conn.maps(NewMemory()); !errors.Is(err, errMultipathdTimeout) || !multipathdSilent(err) {
 		t.Errorf("%v, want the daemon's timeout", err)
 	}
 	if _, err := conn.text("show maps"); err == nil || multipathdSilent(err) || !strings.Contains(err.Error(), "map or partition in use") {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"net"
@@ -139,15 +140,62 @@ func refusalOfMultipathd(text string) error {
 	return nil
 }
 
-// maps asks for all maps and their paths.
-func (c *multipathdConn) maps() ([]multipathdMap, error) {
+// maps asks for all maps and their paths. Nothing in the answer counts up while
+// all is well, and a large host's is two megabytes: it is only compared with the
+// last one as it passes by, and asked for again to be parsed where it differs.
+func (c *multipathdConn) maps(memory *Memory) ([]multipathdMap, error) {
+	const command, key = "show maps json", "multipathd's maps"
+	said, known := Kept[multipathdAnswer](memory, key)
+	if known {
+		same := false
+		err := c.ask(command, func(r io.Reader) error {
+			var h maphash.Hash
+			h.SetSeed(said.seed)
+			n, err := io.Copy(&h, r)
+			same = n == said.length && h.Sum64() == said.sum
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return said.maps, nil
+		}
+	}
 	var maps []multipathdMap
-	err := c.ask("show maps json", func(r io.Reader) error {
+	err := c.ask(command, func(r io.Reader) error {
+		var h maphash.Hash
+		passed := countedReader{r: io.TeeReader(r, &h)}
 		var err error
-		maps, err = parseMultipathdMaps(r)
+		if maps, err = parseMultipathdMaps(&passed); err != nil {
+			return err
+		}
+		// The decoder leaves what is behind the last brace.
+		if _, err = io.Copy(io.Discard, &passed); err == nil {
+			memory.Keep(key, multipathdAnswer{h.Seed(), h.Sum64(), passed.n, maps})
+		}
 		return err
 	})
 	return maps, err
+}
+
+// multipathdAnswer is what was understood of an answer, and its fingerprint.
+type multipathdAnswer struct {
+	seed   maphash.Seed
+	sum    uint64
+	length int64
+	maps   []multipathdMap
+}
+
+type countedReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // multipathdMap is what `show maps json` says about a map, as far as the kernel

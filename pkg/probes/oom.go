@@ -34,6 +34,29 @@ func (OOM) Name() string { return "oom" }
 // Condition implements [Probe].
 func (OOM) Condition() string { return ConditionPrefix + "OOMProblem" }
 
+// Wakes implements [Probe].
+func (OOM) Wakes(r Require) Wakes {
+	w := Wakes{
+		Units: []string{"kubelet.service"},
+		// The line after the kernel has counted the kill; "oom-kill:" comes before.
+		KernelLog: []string{"Killed process "},
+		Processes: []string{"kubelet", "kube-proxy"},
+		// A daemon sets its own score a moment after it starts.
+		Again: 5 * time.Second,
+	}
+	for _, slice := range append(kubepodsNames(""), systemSlice) {
+		w.WithoutKernelLog = append(w.WithoutKernelLog, followed(cgroupRoot+slice+"/memory.events")...)
+	}
+	for _, d := range scoredDaemons() {
+		w.Units = append(w.Units, d.units...)
+		w.Processes = append(w.Processes, d.comm)
+	}
+	for _, o := range r.OOMScores {
+		w.Units = append(w.Units, o.Unit)
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p OOM) Validate() error { return positive("window", p.Window) }
 
@@ -173,6 +196,9 @@ func (c *oomCheck) run() {
 	}
 	c.findDaemons(k, hasKubelet, config)
 	c.checkDaemons()
+	for _, d := range c.daemons {
+		c.r.Follow = append(c.r.Follow, procFile(d.pid, "oom_score_adj"))
+	}
 	summary := []string{c.scoresSummary()}
 	if c.kubepods != "" {
 		c.boxes = c.findContainers()
@@ -278,8 +304,10 @@ func (c *oomCheck) findDaemons(k Kubelet, hasKubelet bool, config KubeletConfig)
 // every sshd session run at 0.
 func (c *oomCheck) named(comm string) int {
 	best, bestScore := 0, 0
-	for _, p := range c.procs {
-		if p.Comm != comm || p.Kernel || p.State == 'Z' {
+	procs, err := processesNamed(c.ctx, c.in.Host, func(name string) bool { return name == comm }, false)
+	c.failed(err)
+	for _, p := range procs {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		if st, err := c.in.Host.Stat(c.ctx, "/proc/"+strconv.Itoa(p.PID)); err != nil || st.UID != 0 {
@@ -303,8 +331,10 @@ func (c *oomCheck) named(comm string) int {
 // that own the network anyway.
 func (c *oomCheck) kubeProxy() (pid int, inPod bool) {
 	var first host.Process
-	for _, p := range c.procs {
-		if p.Comm != "kube-proxy" || p.Kernel || p.State == 'Z' || first.PID != 0 && p.StartTicks >= first.StartTicks {
+	procs, err := processesNamed(c.ctx, c.in.Host, func(comm string) bool { return comm == "kube-proxy" }, false)
+	c.failed(err)
+	for _, p := range procs {
+		if p.Kernel || p.State == 'Z' || first.PID != 0 && p.StartTicks >= first.StartTicks {
 			continue
 		}
 		if st, err := c.in.Host.Stat(c.ctx, "/proc/"+strconv.Itoa(p.PID)); err != nil || st.UID != 0 {
@@ -387,46 +417,112 @@ func (c *oomCheck) scoresSummary() string {
 type container struct {
 	podCgroup
 	path string
-	pids []int
+	// main is the process in it that was started first, 0 without any; start
+	// is its starttime, 0 when it is not in the process table.
+	main  int
+	start uint64
 }
 
 // maxContainers is more than any node runs: a pod that makes control groups of
 // its own must not make the agent walk them all.
 const maxContainers = 20000
 
+// keptPod is a pod's control group as it was when it was listed. While it has as
+// many groups in it as then, and in each of them the first process lives, they
+// are the same: a container that was started again has another process. That a
+// process was moved by hand is seen when the pod is listed again.
+type keptPod struct {
+	inode, links uint64
+	boxes        []container
+	until        time.Time
+}
+
+// podsKept is where they are remembered.
+const podsKept = "control groups of pods"
+
 // findContainers walks the pods' control groups: classes, pods, containers.
 func (c *oomCheck) findContainers() []container {
+	kept, _ := Kept[map[string]keptPod](c.in.Memory, podsKept)
+	next := make(map[string]keptPod, len(kept))
 	var found []container
 	add := func(pod string) {
-		for _, name := range c.children(pod) {
-			box := container{path: pod + "/" + name}
-			box.podCgroup = parsePodCgroup(box.path)
-			if box.Container == "" || len(found) >= maxContainers {
-				continue
-			}
-			box.pids = c.processesIn(box.path, 3)
-			found = append(found, box)
+		if len(found) >= maxContainers {
+			return
 		}
+		p, ok := kept[pod]
+		st, err := c.in.Host.Stat(c.ctx, c.groupDir(pod))
+		if !ok || err != nil || st.Inode != p.inode || st.Links != p.links || !c.in.Now.Before(p.until) || p.until.Sub(c.in.Now) > 2*settledFor || !c.allLive(p.boxes) {
+			var names int
+			p = keptPod{inode: st.Inode, links: st.Links}
+			p.boxes, names = c.containersIn(pod)
+			// Only a list that agrees with the count tells later that nothing came.
+			if err != nil || uint64(names) != p.links-2 || !c.allLive(p.boxes) {
+				found = append(found, p.boxes...)
+				return
+			}
+			p.until = c.in.Now.Add(settledFor + time.Duration(p.inode*2654435769%uint64(settledFor)))
+		}
+		next[pod] = p
+		found = append(found, p.boxes...)
 	}
 	for _, name := range c.children(c.kubepods) {
-		group := path.Join(c.kubepods, name)
-		if parsePodCgroup(group).UID != "" { // Guaranteed pods have no class above them
+		group := c.kubepods + "/" + name
+		if _, ok := kept[group]; ok || parsePodCgroup(group).UID != "" { // Guaranteed pods have no class above them
 			add(group)
 			continue
 		}
 		for _, pod := range c.children(group) {
-			if group := path.Join(group, pod); parsePodCgroup(group).UID != "" {
-				add(group)
+			pod := group + "/" + pod
+			if _, ok := kept[pod]; ok || parsePodCgroup(pod).UID != "" {
+				add(pod)
 			}
 		}
 	}
-	return found
+	c.in.Memory.Keep(podsKept, next)
+	return found[:min(len(found), maxContainers)]
+}
+
+// containersIn lists a pod's containers, and tells how many groups it has.
+func (c *oomCheck) containersIn(pod string) (boxes []container, groups int) {
+	names := c.children(pod)
+	boxes = make([]container, 0, len(names))
+	for _, name := range names[:min(len(names), maxContainers)] {
+		box := container{path: pod + "/" + name}
+		if box.podCgroup = parsePodCgroup(box.path); box.Container == "" {
+			continue
+		}
+		if pids := c.processesIn(box.path, 3); len(pids) > 0 {
+			box.main = slices.MinFunc(pids, func(a, b int) int { return cmp.Compare(c.startOf(a), c.startOf(b)) })
+			box.start = c.startOf(box.main)
+		}
+		boxes = append(boxes, box)
+	}
+	return boxes, len(names)
+}
+
+// allLive reports whether the main process of each container still is.
+func (c *oomCheck) allLive(boxes []container) bool {
+	return !slices.ContainsFunc(boxes, func(b container) bool { return b.start == 0 || c.startOf(b.main) != b.start })
+}
+
+// startOf is the starttime of a process, 0 of one that is not in the table.
+func (c *oomCheck) startOf(pid int) uint64 {
+	i, ok := slices.BinarySearchFunc(c.procs, pid, func(p host.Process, pid int) int { return cmp.Compare(p.PID, pid) })
+	if !ok {
+		return 0
+	}
+	return c.procs[i].StartTicks
+}
+
+// groupDir is the directory of a control group.
+func (c *oomCheck) groupDir(group string) string {
+	return path.Dir(c.tree.file(group, "memory.events"))
 }
 
 // children lists the control groups in one; with both versions attributes have
 // a controller's name and a dot in front.
 func (c *oomCheck) children(group string) []string {
-	names, err := c.in.Host.ReadDir(c.ctx, path.Dir(c.tree.file(group, "memory.events")))
+	names, err := c.in.Host.ReadDir(c.ctx, c.groupDir(group))
 	if err != nil {
 		if !isGone(err) {
 			c.failed(err)
@@ -447,7 +543,7 @@ func (c *oomCheck) children(group string) []string {
 // processesIn lists the processes of a container, also where it keeps them in
 // control groups of its own, as an init system in a container does.
 func (c *oomCheck) processesIn(group string, depth int) []int {
-	file := path.Dir(c.tree.file(group, "memory.events")) + "/cgroup.procs"
+	file := c.groupDir(group) + "/cgroup.procs"
 	data, err := c.in.Host.ReadFile(c.ctx, file)
 	if err != nil && !isGone(err) && !errors.Is(err, syscall.ENOTSUP) { // a threaded group
 		c.failed(err)
@@ -494,14 +590,14 @@ func (c *oomCheck) checkContainers() (summary string) {
 		c.failed(err)
 		return ""
 	}
-	started := c.startTimes()
 	compared, fitting := 0, 0
+	kept, _ := Kept[map[string]keptPod](c.in.Memory, podsKept)
 	for _, box := range c.boxes {
 		who, ok := c.pods.container(box.podCgroup)
-		if !ok || len(box.pids) == 0 {
+		pid := box.main
+		if !ok || pid == 0 {
 			continue
 		}
-		pid := slices.MinFunc(box.pids, func(a, b int) int { return cmp.Compare(started[a], started[b]) })
 		live, ok, err := c.readScore(pid, "oom_score_adj")
 		c.failed(err)
 		if err != nil || !ok || live == sandboxScore {
@@ -519,6 +615,7 @@ func (c *oomCheck) checkContainers() (summary string) {
 			fitting++
 			continue
 		}
+		delete(kept, path.Dir(box.path)) // what is wrong is looked at in every pass
 		c.r.Add(finding.Finding{
 			Reason: "OOMScoreDrift", Severity: finding.Warning, Subject: who.String(),
 			Message: fmt.Sprintf("container %s runs with oom_score_adj %d, expected %d (%s): the kernel's kill order is not the one the kubelet means", who, live, want.Scores[0], want.Why),
@@ -541,14 +638,6 @@ func scoreFits(live int, want []int) bool {
 		play := max(2, (1000-n)/10)
 		return live >= max(1000+guaranteedScore, n-play) && live <= min(bestEffortScore-1, n+play)
 	})
-}
-
-func (c *oomCheck) startTimes() map[int]uint64 {
-	started := make(map[int]uint64, len(c.procs))
-	for _, p := range c.procs {
-		started[p.PID] = p.StartTicks
-	}
-	return started
 }
 
 // podsAge is how long the kubelet's pods are remembered: the list of a full node
@@ -636,7 +725,7 @@ func (c *oomCheck) checkOrder() (summary string) {
 		if box.QOS == qosGuaranteed {
 			continue
 		}
-		for _, pid := range box.pids {
+		for _, pid := range c.processesIn(box.path, 3) {
 			score, ok, err := c.readScore(pid, "oom_score")
 			c.failed(err)
 			if err == nil && ok && score > top.score {

@@ -37,6 +37,25 @@ func (Packages) Name() string { return "packages" }
 // Condition implements [Probe].
 func (Packages) Condition() string { return ConditionPrefix + "PackageProblem" }
 
+// Wakes implements [Probe]. What a query leaves beside the database must not
+// count, or a query would be answered with the next one.
+func (Packages) Wakes(Require) Wakes {
+	w := Wakes{
+		Files: append(followed(dpkgStatus, dpkgStatusDir+"/"),
+			// A run of apt or dpkg, or what was left of one, is over.
+			host.FollowedFile{Name: dpkgFrontendLock, On: host.FileReleased},
+			host.FollowedFile{Name: dpkgLock, On: host.FileReleased}),
+		// rpm lets go of its lock after its last write, and nobody tells.
+		Again: 2 * time.Second,
+	}
+	for _, dir := range rpmDirs {
+		for _, f := range rpmFiles {
+			w.Files = append(w.Files, host.FollowedFile{Name: path.Join(dir, f), On: host.FileWritten})
+		}
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Packages) Validate() error { return positive("lockHeldFor", p.LockHeldFor) }
 
@@ -688,9 +707,18 @@ func (c *packagesPass) checkLocks(ctx context.Context, manager string, locks pac
 		c.Memory.Best(lastFree, c.Now.Unix())
 		return
 	}
-	procs, err := c.Host.Processes(ctx)
-	if err != nil {
-		c.fail("which process holds %s's lock: %w", manager, err)
+	var pids []int
+	for _, k := range locks {
+		if k.Held && k.PID > 0 {
+			pids = append(pids, k.PID)
+		}
+	}
+	var procs []host.Process
+	if len(pids) > 0 {
+		var err error
+		if procs, err = c.Host.ProcessesNow(ctx, pids...); err != nil {
+			c.fail("which process holds %s's lock: %w", manager, err)
+		}
 	}
 	f := finding.Finding{Reason: packageLockHeld, Severity: finding.Warning, Subject: manager}
 	var longest time.Duration

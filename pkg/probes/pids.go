@@ -39,6 +39,18 @@ func (PIDs) Name() string { return "pids" }
 // Condition implements [Probe].
 func (PIDs) Condition() string { return ConditionPrefix + "PIDProblem" }
 
+// Wakes implements [Probe]. The groups and limits that are watched are known
+// after a look.
+func (PIDs) Wakes(Require) Wakes {
+	return Wakes{
+		Units:     []string{"kubelet.service", "containerd.service", "crio.service", "docker.service"},
+		KernelLog: []string{"fork rejected by pids controller"},
+		Processes: []string{"kubelet", "containerd", "crio", "dockerd"},
+		// The kubelet writes its limits some seconds after it starts.
+		Again: 10 * time.Second,
+	}
+}
+
 // Validate implements [Probe].
 func (p PIDs) Validate() error {
 	var errs []error
@@ -123,6 +135,9 @@ type pidCheck struct {
 
 	tree  cgroupTree
 	procs []host.Process
+	// runtimes are the kubelet's and the container runtime's processes; current
+	// is read when a limit is near.
+	runtimes, current []host.Process
 	// node is the capacity as the kubelet computes it, limitedBy the sysctl
 	// that decides it, tasks the threads that exist.
 	node, tasks int64
@@ -139,6 +154,8 @@ func (c *pidCheck) run() {
 	var err error
 	if c.procs, err = c.in.Host.Processes(c.ctx); err != nil {
 		c.failed(fmt.Errorf("process table: %w", err))
+	} else if c.runtimes, err = processesNamed(c.ctx, c.in.Host, func(comm string) bool { return isRuntime(comm) || kubeletProgram(comm) != "" }, false); err != nil {
+		c.failed(fmt.Errorf("process table: %w", err))
 	}
 	nodeErr := c.readNode()
 	c.failed(nodeErr)
@@ -154,6 +171,7 @@ func (c *pidCheck) run() {
 	pods := c.checkPods(nodeErr == nil)
 	c.checkForks(units, pods)
 	c.checkInotify()
+	c.follow(units, pods)
 
 	parts := []string{}
 	if nodeErr == nil {
@@ -235,10 +253,23 @@ func (c *pidCheck) use(s limitedScope) {
 			{Source: s.limitIn, Observed: strconv.FormatInt(s.limit, 10)},
 		},
 	}
-	if most := mostThreads(c.procs); most != "" {
+	if most := mostThreads(c.threadsNow()); most != "" {
 		f.Evidence = append(f.Evidence, finding.Evidence{Source: "process table of the node", Observed: "most threads: " + most})
 	}
 	c.r.Add(f)
+}
+
+// threadsNow is the process table with the threads there are now: the one the
+// probes share may count those of some minutes ago.
+func (c *pidCheck) threadsNow() []host.Process {
+	if c.current == nil {
+		var err error
+		if c.current, err = c.in.Host.ProcessesNow(c.ctx); err != nil {
+			c.failed(fmt.Errorf("process table: %w", err))
+			c.current = c.procs
+		}
+	}
+	return c.current
 }
 
 // mostThreads names the three programs with the most threads on the node.
@@ -290,8 +321,8 @@ func isRuntime(comm string) bool {
 func (c *pidCheck) checkUnits() []string {
 	seen := map[string]bool{}
 	var paths []string
-	for _, p := range c.procs {
-		if p.Kernel || p.State == 'Z' || !isRuntime(p.Comm) && kubeletProgram(p.Comm) == "" {
+	for _, p := range c.runtimes {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		data, err := c.in.Host.ReadFile(c.ctx, procFile(p.PID, "cgroup"))
@@ -335,12 +366,32 @@ func (c *pidCheck) checkUnits() []string {
 	return paths
 }
 
+// follow names what was read that somebody may write, and where the kernel tells
+// of refused forks (cgroup v2).
+func (c *pidCheck) follow(units []string, pods podsPIDs) {
+	c.r.Follow = append(c.r.Follow, "/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max")
+	groups := append(slices.Clone(units), systemSlice)
+	if pods.path != "" {
+		groups = append(groups, pods.path)
+	}
+	slices.Sort(groups)
+	for _, name := range slices.Compact(groups) {
+		c.r.Follow = append(c.r.Follow, c.tree.file(name, "pids.max"))
+		if c.tree.unified {
+			c.r.Follow = append(c.r.Follow, c.tree.file(name, "pids.events"))
+		}
+	}
+	c.r.Follow = append(c.r.Follow, pods.configFiles...)
+}
+
 // podsPIDs is what checkPods found out about the pods' control group.
 type podsPIDs struct {
 	// path of kubepods; "" when there is none.
 	path    string
 	nearly  bool // it is at its limit or close to it
 	summary string
+	// configFiles are where the kubelet's configuration lies.
+	configFiles []string
 }
 
 func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
@@ -369,7 +420,7 @@ func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
 	}
 	known := fileErr == nil || liveErr == nil
 
-	pods := podsPIDs{}
+	pods := podsPIDs{configFiles: k.configFiles(c.ctx, c.in.Host)}
 	pods.path, err = c.tree.findKubepods(c.ctx, running, func() string { return podProcessCgroup(c.ctx, c.in.Host, c.procs) })
 	if err != nil {
 		c.failed(fmt.Errorf("control group of the pods: %w", err))
@@ -832,8 +883,8 @@ func (c *pidCheck) checkInotify() {
 	}
 	used := map[string]int64{}
 	var by []string
-	for _, p := range c.procs {
-		if p.Kernel || p.State == 'Z' || !isRuntime(p.Comm) && kubeletProgram(p.Comm) == "" {
+	for _, p := range c.runtimes {
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		// The limit is per user: only root's processes share root's.

@@ -27,6 +27,8 @@ type Probe interface {
 	Rules() []finding.Rule
 	// General returns the settings every probe has; [Common] provides it.
 	General() Common
+	// Wakes is what makes the probe look before its interval is over.
+	Wakes(r Require) Wakes
 	// Validate returns a FieldError for every impossible setting.
 	Validate() error
 	// Check makes one pass. The error says what could not be checked and may

@@ -50,6 +50,16 @@ func (Time) Name() string { return "time" }
 // Condition implements [Probe].
 func (Time) Condition() string { return ConditionPrefix + "TimeProblem" }
 
+// Wakes implements [Probe].
+func (Time) Wakes(Require) Wakes {
+	w := Wakes{Clock: true, Subsystems: []string{"ptp"}}
+	for _, d := range timeDaemons {
+		w.Units = append(w.Units, d.units...)
+		w.Processes = append(w.Processes, d.comm)
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Time) Validate() error {
 	errs := []error{
@@ -78,12 +88,12 @@ const (
 // Rules implements [Probe].
 func (Time) Rules() []finding.Rule {
 	return []finding.Rule{
-		{Reason: clockUnsynchronized, Severity: finding.Critical, HoldBefore: 15 * time.Second,
-			HoldWhy: "chronyd marks the clock unsynchronised for a second or two whenever it starts",
+		{Reason: clockUnsynchronized, Severity: finding.Critical, HoldBefore: daemonStart,
+			HoldWhy: "chronyd marks the clock unsynchronised for a second or two whenever it starts; told at once of a daemon that has run for longer",
 			Means:   "Neither the kernel nor a time daemon vouches for the clock.",
 			Do:      "See whether the time daemon runs and reaches a server: chronyc sources, timedatectl timesync-status."},
 		{Reason: clockOffsetHigh, Severity: finding.Warning, Also: []finding.Severity{finding.Critical},
-			HoldBefore: 15 * time.Second, HoldWhy: "a daemon that has just started needs a moment to step the clock",
+			HoldBefore: daemonStart, HoldWhy: "a daemon that has just started needs a moment to step the clock; told at once of one that has run for longer",
 			Means: "The clock is further from true time than etcd, Ceph and token checks tolerate.",
 			Do:    "Let the daemon correct it (chronyc makestep), then find out what moved it: a resumed machine, a bad source, a second daemon."},
 		{Reason: clockErrorBoundHigh, Severity: finding.Warning, HoldBefore: time.Minute,
@@ -148,6 +158,10 @@ func (p Time) Check(ctx context.Context, in Input) (finding.Result, error) {
 		c.errs = append(c.errs, fmt.Errorf("looking for time daemons: %w", err))
 	}
 	c.conflict(daemons)
+	for _, d := range daemons {
+		first := in.Memory.Since(fmt.Sprintf("daemon %d %d", d.pid, d.started), in.Now)
+		c.warm = c.warm || len(daemons) == 1 && in.Now.Sub(first) >= daemonStart
+	}
 	switch {
 	case has(daemons, "chronyd"):
 		c.chronyd(ctx)
@@ -169,7 +183,13 @@ type clockCheck struct {
 	kernel host.Timex
 	r      *finding.Result
 	errs   []error
+	// warm: the daemon has run for longer than its start may take.
+	warm bool
 }
+
+// daemonStart is how long a time daemon that was just started may need for its
+// first measurement and a step of the clock.
+const daemonStart = 15 * time.Second
 
 func (c *clockCheck) kernelSynchronised() bool { return c.kernel.MaxError < ntpPhaseLimit }
 
@@ -411,7 +431,7 @@ func (c *clockCheck) noDaemon(ctx context.Context) {
 func (c *clockCheck) unsynchronised(daemon, message string, more ...finding.Evidence) {
 	c.r.Add(finding.Finding{
 		Reason: clockUnsynchronized, Severity: finding.Critical, Subject: daemon, Message: message,
-		Evidence: append(more, c.kernelEvidence()),
+		Evidence: append(more, c.kernelEvidence()), Settled: c.warm,
 	})
 }
 
@@ -433,6 +453,7 @@ func (c *clockCheck) offset(daemon, source string, offset, bound time.Duration, 
 			Reason: clockOffsetHigh, Severity: severity, Subject: daemon,
 			Message:  fmt.Sprintf("the clock is %s from true time", short(abs)),
 			Evidence: []finding.Evidence{{Source: source, Observed: short(offset), Expected: "below " + limit.String()}},
+			Settled:  c.warm,
 		})
 	}
 	if bound > maxBound.D() {
@@ -484,6 +505,7 @@ func (c *clockCheck) hypervisor(ctx context.Context) {
 type timeDaemon struct {
 	name, cgroup string
 	pid          int
+	started      uint64
 }
 
 func has(daemons []timeDaemon, name string) bool {
@@ -494,19 +516,22 @@ func has(daemons []timeDaemon, name string) bool {
 // no unit and still moves the host's clock. One daemon with helper processes
 // counts once per cgroup. A process without CAP_SYS_TIME can not steer.
 func runningTimeDaemons(ctx context.Context, h host.View) ([]timeDaemon, error) {
-	procs, err := h.Processes(ctx)
+	index := func(comm string) int {
+		return slices.IndexFunc(timeDaemons, func(d struct {
+			comm, name string
+			units      []string
+		}) bool {
+			return d.comm == comm
+		})
+	}
+	procs, err := processesNamed(ctx, h, func(comm string) bool { return index(comm) >= 0 }, true)
 	if err != nil {
 		return nil, err
 	}
 	var found []timeDaemon
 	for _, p := range procs {
-		i := slices.IndexFunc(timeDaemons, func(d struct {
-			comm, name string
-			units      []string
-		}) bool {
-			return d.comm == p.Comm
-		})
-		if i < 0 || p.Kernel || p.State == 'Z' {
+		i := index(p.Comm)
+		if p.Kernel || p.State == 'Z' {
 			continue
 		}
 		dir := "/proc/" + strconv.Itoa(p.PID)
@@ -527,7 +552,7 @@ func runningTimeDaemons(ctx context.Context, h host.View) ([]timeDaemon, error) 
 		if data, err := h.ReadFile(ctx, dir+"/cgroup"); err == nil {
 			cgroup = cgroupOf(data)
 		}
-		d := timeDaemon{name: timeDaemons[i].name, cgroup: cgroup, pid: p.PID}
+		d := timeDaemon{name: timeDaemons[i].name, cgroup: cgroup, pid: p.PID, started: p.StartTicks}
 		if !slices.ContainsFunc(found, func(o timeDaemon) bool { return o.name == d.name && o.cgroup == d.cgroup }) {
 			found = append(found, d)
 		}

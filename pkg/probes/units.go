@@ -40,6 +40,18 @@ func (Units) Name() string { return "units" }
 // Condition implements [Probe].
 func (Units) Condition() string { return ConditionPrefix + "ServiceProblem" }
 
+// Wakes implements [Probe].
+func (Units) Wakes(r Require) Wakes {
+	w := Wakes{Units: watchedUnits(), UnitFiles: true}
+	for _, u := range r.Units {
+		w.Units = append(w.Units, u.Name)
+	}
+	for _, f := range r.Files {
+		w.Files = append(w.Files, host.FollowedFile{Name: f.Path})
+	}
+	return w
+}
+
 // Validate implements [Probe].
 func (p Units) Validate() error {
 	var errs []error
@@ -62,7 +74,7 @@ func (Units) Rules() []finding.Rule {
 		Means:      "A unit that must run does not.",
 		Do:         "`systemctl status UNIT` and its journal say why; `systemctl start UNIT`. A oneshot unit without RemainAfterExit=yes is never active: require it with active: false.",
 		HoldBefore: 15 * time.Second,
-		HoldWhy:    "Restart= brings a unit that died back within seconds, without a job that would be seen",
+		HoldWhy:    "Restart= brings a unit that died back within seconds, without a job that would be seen; told at once when systemd has given it up (inactive or failed, and not waiting for a restart)",
 	}, {
 		Reason:   "RequiredUnitMasked",
 		Severity: finding.Critical,
@@ -224,6 +236,13 @@ func (p Units) judgeUnits(r *finding.Result, in Input, required, watched []host.
 	in.Memory.Keep("restarts", next)
 }
 
+// downForGood: systemd itself will not start the unit again. One that Restart=
+// brings back goes from "deactivating" to "activating (auto-restart)" in one step
+// (systemd, src/core/service.c, service_enter_dead) and shows neither state.
+func downForGood(u host.Unit) bool {
+	return !u.Job && u.Load == "loaded" && (u.Active == "inactive" || u.Active == "failed")
+}
+
 func unitID(u host.Unit) string { return cmp.Or(u.ID, u.Name) }
 
 func unitState(u host.Unit) string {
@@ -286,6 +305,7 @@ func judgeRequired(r *finding.Result, require Require, want RequiredUnit, u host
 	if mustRun && !running {
 		add("RequiredUnitNotActive", finding.Critical, finding.StartUnit,
 			fmt.Sprintf("%s must run on this host and is %s%s: what needs it does not work", want.Name, cmp.Or(u.Active, "inactive"), resultOf(u)), unitState(u), "active")
+		r.Findings[len(r.Findings)-1].Settled = downForGood(u)
 		toldDown = true
 	}
 	if want.Active != nil && !*want.Active && u.Active == "active" {

@@ -86,7 +86,8 @@ var arrows = map[string][]string{
 	"pkg/engine":        {"pkg/config", "pkg/finding", "pkg/host", "pkg/probes"},
 	"pkg/report":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes"},
 	"pkg/remedy":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
-	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/remedy", "pkg/report"},
+	"pkg/watch":         {"pkg/config", "pkg/engine", "pkg/host", "pkg/probes"},
+	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/remedy", "pkg/report", "pkg/watch"},
 }
 
 func TestArrows(t *testing.T) {

@@ -43,6 +43,8 @@ type ControlPlane struct {
 	opts  ControlPlaneOptions
 	ca    *authority
 	port  int
+	// etcdURL is where etcd answers without a certificate, on the loopback.
+	etcdURL string
 
 	supervisor *supervisor
 	egress     *egress
@@ -90,18 +92,18 @@ func (cp *ControlPlane) start(ctx context.Context) error {
 	if err := cp.writeFiles(); err != nil {
 		return err
 	}
-	etcdURL := fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
+	cp.etcdURL = fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
 	peerURL := fmt.Sprintf("http://127.0.0.1:%d", peerPort)
 	cp.etcd, err = cp.supervisor.start(cp.dir, "etcd", cp.tools.Path("etcd"),
 		"--data-dir="+cp.file("etcd"), "--unsafe-no-fsync", "--log-level=warn",
-		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
+		"--listen-client-urls="+cp.etcdURL, "--advertise-client-urls="+cp.etcdURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL,
 		"--initial-cluster=default="+peerURL)
 	if err != nil {
 		return err
 	}
 	cp.apiArgs = []string{cp.tools.Path("kube-apiserver"),
-		"--etcd-servers=" + etcdURL,
+		"--etcd-servers=" + cp.etcdURL,
 		"--bind-address=127.0.0.1", "--secure-port=" + strconv.Itoa(cp.port),
 		"--advertise-address=" + hostFromGuest,
 		"--service-cluster-ip-range=10.96.0.0/16",
@@ -214,6 +216,20 @@ func (cp *ControlPlane) Kubeconfig() string { return cp.file("admin.conf") }
 
 // Server is the API server's URL from this machine.
 func (cp *ControlPlane) Server() string { return fmt.Sprintf("https://127.0.0.1:%d", cp.port) }
+
+// EtcdURL is where etcd serves its clients and its own metrics.
+func (cp *ControlPlane) EtcdURL() string { return cp.etcdURL }
+
+// PIDs are the processes of the API server and of etcd, for what /proc tells of
+// them. The API server's changes with StartAPIServer.
+func (cp *ControlPlane) PIDs() (apiServer, etcd int, err error) {
+	cp.mu.Lock()
+	defer cp.mu.Unlock()
+	if cp.api == nil || cp.etcd == nil {
+		return 0, 0, fmt.Errorf("naming the control plane's processes: %w", errNotOurs)
+	}
+	return cp.api.cmd.Process.Pid, cp.etcd.cmd.Process.Pid, nil
+}
 
 // AuditLog is the path of the audit log, one JSON event a line.
 func (cp *ControlPlane) AuditLog() string { return cp.file("audit.log") }

@@ -1,0 +1,143 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// Subscribe is systemd's; the signals of the tests go to everybody with a match.
+func (m *fakeManager) Subscribe() *dbus.Error { return nil }
+
+// changes emits what systemd does when a unit changes.
+func changes(t testing.TB, c *dbus.Conn, path string, job uint32, active string) func() {
+	return func() {
+		t.Helper()
+		type reference struct {
+			ID   uint32
+			Path dbus.ObjectPath
+		}
+		err := c.Emit(dbus.ObjectPath(unitDir+path), "org.freedesktop.DBus.Properties.PropertiesChanged", unitInterface,
+			map[string]dbus.Variant{"ActiveState": dbus.MakeVariant(active), "Job": dbus.MakeVariant(reference{job, "/"})}, []string{"Conditions"})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFollowUnits(t *testing.T) {
+	b := newBusHost(t)
+	c := b.serve(t, systemdName, func(c *dbus.Conn) { exportManager(c) })
+	heard := follow(t, func(ctx context.Context, l Listener) error {
+		// By an alias as well; the second does not exist yet.
+		return b.FollowUnits(ctx, []string{"chronyd.service", "ntpd.service"}, l)
+	})
+	const chronyd, ntpd = "chronyd.service", "ntpd.service"
+	heard.hears(t, chronyd, changes(t, c, "chrony_2eservice", 0, "inactive"))
+	heard.hears(t, ntpd, changes(t, c, "absent", 0, "active"))
+	manager := func(member string, args ...any) func() {
+		return func() {
+			if err := c.Emit(systemdPath, systemdManager+"."+member, args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	heard.hears(t, UnitFiles, manager("Reloading", false))
+	heard.hears(t, UnitFiles, manager("UnitFilesChanged"))
+	// What is not asked for, or not settled, is silence: a pod's scope, a unit
+	// on its way down or with a job.
+	heard.hearsNothing(t, func() {
+		changes(t, c, "cri_2dcontainerd_2d12_2escope", 0, "active")()
+		changes(t, c, "data_2emount", 0, "active")()
+		changes(t, c, "chrony_2eservice", 7, "active")()
+		changes(t, c, "chrony_2eservice", 0, "deactivating")()
+		manager("Reloading", true)()
+		manager("JobNew", uint32(7), dbus.ObjectPath("/"), chronyd)()
+	}, chronyd, changes(t, c, "chrony_2eservice", 0, "failed"))
+
+	// systemd comes back on the bus with no memory of subscribers.
+	if _, err := c.ReleaseName(systemdName); err != nil {
+		t.Fatal(err)
+	}
+	heard.hears(t, UnitFiles, func() {
+		if _, err := c.RequestName(systemdName, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := heard.all(); !slices.Contains(got[len(got)-3:], ntpd) {
+		t.Errorf("after systemd came back: %q", got)
+	}
+	heard.endsWithContext(t)
+}
+
+// The bus goes away: the source ends, says so, and can be begun anew.
+func TestFollowUnitsEndsWithTheBus(t *testing.T) {
+	b := newBusHost(t)
+	b.serve(t, systemdName, func(c *dbus.Conn) { exportManager(c) })
+	source := func(ctx context.Context, l Listener) error { return b.FollowUnits(ctx, []string{"chrony.service"}, l) }
+	heard := follow(t, source)
+	b.stopBus()
+	select {
+	case <-heard.ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for a bus that is gone")
+	}
+	if !errors.Is(heard.err, errEnded) {
+		t.Errorf("it ended with %v", heard.err)
+	}
+	b.startBus(t)
+	c := b.serve(t, systemdName, func(c *dbus.Conn) { exportManager(c) })
+	heard = follow(t, source)
+	heard.hears(t, "chrony.service", changes(t, c, "chrony_2eservice", 0, "active"))
+}
+
+// Past a bus that is down, signals come over systemd's own socket.
+func TestFollowUnitsOnThePrivateSocket(t *testing.T) {
+	needsRoot(t)
+	b := newBusHost(t)
+	b.stopBus()
+	conns := servePrivate(t, filepath.Join(b.dir, privateSocket))
+	heard := follow(t, func(ctx context.Context, l Listener) error { return b.FollowUnits(ctx, []string{"chrony.service"}, l) })
+	c := <-conns
+	heard.hears(t, "chrony.service", changes(t, c, "chrony_2eservice", 0, "active"))
+	heard.hearsNothing(t, changes(t, c, "data_2emount", 0, "active"), "chrony.service", changes(t, c, "chrony_2eservice", 0, "inactive"))
+}
+
+func TestFollowUnitsElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	writeTree(t, dir, map[string]string{"proc/1/comm": "openrc-init\n"})
+	h := openDir(t, dir)
+	if err := h.FollowUnits(t.Context(), []string{"chrony.service"}, Listener{}); !errors.Is(err, ErrNoSystemd) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestUnitSettled(t *testing.T) {
+	job := func(id uint32) dbus.Variant { return dbus.MakeVariant([]any{id, dbus.ObjectPath("/")}) }
+	active := func(s string) map[string]dbus.Variant {
+		return map[string]dbus.Variant{"ActiveState": dbus.MakeVariant(s), "Job": job(0)}
+	}
+	for i, c := range []struct {
+		body []any
+		want bool
+	}{
+		{[]any{unitInterface, active("failed"), []string{}}, true},
+		{[]any{unitInterface, active("activating"), []string{}}, true},
+		{[]any{unitInterface, active("deactivating"), []string{}}, false},
+		{[]any{unitInterface, map[string]dbus.Variant{"ActiveState": dbus.MakeVariant("active"), "Job": job(3)}, []string{}}, false},
+		{[]any{unitInterface, map[string]dbus.Variant{}, []string{}}, true},
+		{[]any{systemdName + ".Service", active("failed"), []string{}}, false},
+		{[]any{unitInterface, "nonsense"}, false},
+		{nil, false},
+	} {
+		if got := unitSettled(c.body); got != c.want {
+			t.Error(fmt.Sprint(i), c.body, got)
+		}
+	}
+}
