@@ -167,8 +167,11 @@ const (
 // debt keeps what wakes a probe all the time from taking the host's processor: a
 // run costs share times its duration, the passing of time pays that off, and
 // while more than credit is owed a probe that is woken waits. The first runs
-// after a quiet time are thus a second apart, and those of a storm that lasts
-// take a twentieth of one processor, on a host however large.
+// after a quiet time are thus a second apart, until they have taken three seconds
+// together, and those of a storm that lasts take a twentieth of one processor, on
+// a host however large. The time is the clock's, for most of a run may be work
+// that systemd or multipathd does for it; so a host that is slow at the moment
+// needs the credit for a few runs: one fault announces itself several times.
 type debt struct {
 	owed time.Duration
 	at   time.Time
@@ -176,7 +179,7 @@ type debt struct {
 
 const (
 	share  = 20
-	credit = 10 * time.Second
+	credit = time.Minute
 	// maxGap keeps a probe that waits long, for a daemon that does not answer,
 	// from being taken for one that works long.
 	maxGap = 10 * time.Second
