@@ -148,7 +148,10 @@ func (w *world) idle(t *testing.T, length time.Duration) {
 	w.Await(t, "every condition to be healthy", w.healthy)
 	before := w.mark()
 	_, offset := w.auditSince(t, w.auditStart)
-	time.Sleep(length)
+	began, m := time.Now(), &measured{}
+	w.idleCosts(t, short(), m)
+	m.log(t)
+	time.Sleep(length - time.Since(began))
 	requests, _ := w.auditSince(t, offset)
 	for _, r := range requests {
 		if r.write() {

@@ -67,6 +67,8 @@ type bench struct {
 	w  *world
 	s  *session
 	ev *uevents
+	// quiet is how long the agent has had nothing to do when a fault comes.
+	quiet time.Duration
 	// config is in force, refreshed so often.
 	config    string
 	refreshed int
@@ -341,8 +343,6 @@ func benchConfig(interval time.Duration, faults ...timed) string {
 	fmt.Fprintf(&b, `apiVersion: hosthygiene.io/v1alpha1
 kind: AgentConfig
 interval: %s
-probes:
-  oom: {window: 30s}
 require:
   devices: [{id: /dev/disk/by-id/virtio-SPARE}]
   packages: [%s, {name: %s, names: {debian: bash}}]
@@ -370,7 +370,7 @@ hold:
 
 // timeFaults repeats each fault and returns what there is to say of it.
 func (w *world) timeFaults(t *testing.T, f form, interval time.Duration, faults []timed) (told, cleared map[string]*timing) {
-	b := &bench{w: w, s: w.session(t), ev: w.uevents(t)}
+	b := &bench{w: w, s: w.session(t), ev: w.uevents(t), quiet: f.quiet}
 	told, cleared = map[string]*timing{}, map[string]*timing{}
 	t.Cleanup(func() {
 		ctx := w.CleanupContext(t)
@@ -559,8 +559,9 @@ func (b *bench) soon(ok func() error) bool {
 }
 
 // breathe leaves the agent time to be idle: a probe that has just run does not
-// run again for a second, and faults come on hosts that were well for a while.
-func (b *bench) breathe() { time.Sleep(1500*time.Millisecond + rand.N(time.Second)) }
+// run again for a second, one that ran often waits longer, and faults come on
+// hosts that were well for a while.
+func (b *bench) breathe() { time.Sleep(b.quiet + rand.N(time.Second)) }
 
 func (b *bench) calm(f timed) func() error {
 	return b.w.is(f.condition, corev1.ConditionFalse, "NoProblem")
@@ -619,13 +620,19 @@ while dmesg | grep -q -e 'fork rejected' -e 'oom-kill:'; do
 done
 sysctl -q kernel.printk_devkmsg=ratelimit`
 
-// forget has the agent forget refused forks and OOM kills, which it tells for
-// ten minutes, so that one more would change nothing: by switching their probes
-// off and on, with nothing left in the kernel's log for a probe that starts.
+// forget has the agent forget refused forks and OOM kills, which it tells for a
+// while, so that one more would change nothing: by another pod, because it keeps
+// what it has read of the kernel's log, with nothing left there for it to read.
 func (b *bench) forget(t *testing.T) {
 	t.Helper()
 	b.w.Guest(t, pushOut)
-	b.put(t, strings.Replace(b.config, "probes:\n  oom: {", "probes:\n  pids: {enabled: false}\n  oom: {enabled: false, ", 1))
+	pod, err := b.w.Pod(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.w.memory(t) // the container and its figures end with it
+	b.w.Kubectl(t, "delete", "pod", "-n", rigtest.Namespace, pod.Name)
+	b.w.PodReady(t, 0)
 	b.refresh(t)
 	for _, kind := range []string{"PIDProblem", "OOMProblem"} {
 		b.w.Await(t, "neither forks nor kills to be told", b.w.is(kind, corev1.ConditionFalse, "NoProblem"))

@@ -144,7 +144,19 @@ func (w *world) idleFigures(t *testing.T, f form, m *measured) {
 	before := w.mark()
 	_, offset := w.auditSince(t, w.auditStart)
 	began := time.Now()
+	w.idleCosts(t, f, m)
+	time.Sleep(f.idle - time.Since(began))
+	w.idleRequests(t, f, m, offset, time.Since(began))
+	changes, events := w.news(before)
+	for _, n := range append(changes, events...) {
+		t.Errorf("while nothing happened: %s", n)
+	}
+	w.invariants(t)
+}
 
+// idleCosts: an agent that has nothing to tell executes no command.
+func (w *world) idleCosts(t *testing.T, f form, m *measured) {
+	t.Helper()
 	first := w.used(t)
 	time.Sleep(f.cpu)
 	last := w.used(t)
@@ -159,30 +171,21 @@ func (w *world) idleFigures(t *testing.T, f form, m *measured) {
 	m.figure("the same, of the process and its children (/proc/PID/stat)", fmt.Sprintf("%.2f ms per second, children %.2f", own, (last.children-first.children)/took*1000),
 		"at most 1.5 ms per second", own <= 1.5)
 
-	traceFor := min(f.cpu, 5*time.Minute)
 	var sleeps [2]usedUp
 	tr := w.traceWhile(t, func() {
 		sleeps[0] = w.used(t)
-		time.Sleep(traceFor)
+		time.Sleep(f.trace)
 		sleeps[1] = w.used(t)
 	})
 	if len(tr.commands) > 0 {
 		t.Errorf("the idle agent executed %d commands: %s", len(tr.commands), strings.Join(tr.commands, "; "))
 	}
-	m.figure("commands executed while idle (sched_process_exec)", fmt.Sprintf("%d in %s", len(tr.commands), traceFor), "0", len(tr.commands) == 0)
+	m.figure("commands executed while idle (sched_process_exec)", fmt.Sprintf("%d in %s", len(tr.commands), f.trace), "0", len(tr.commands) == 0)
 	lasted := sleeps[1].up - sleeps[0].up
 	timers := float64(tr.timers) / lasted
 	m.figure("timer wake-ups while idle, all threads (sched_waking from the clock's interrupt)",
 		fmt.Sprintf("%.2f per second; by packets %.2f, by each other %.2f; voluntary switches %.2f", timers, float64(tr.network)/lasted, float64(tr.own)/lasted, (sleeps[1].switches-sleeps[0].switches)/lasted),
 		"at most 1 per second", timers <= 1)
-
-	time.Sleep(f.idle - time.Since(began))
-	w.idleRequests(t, f, m, offset, time.Since(began))
-	changes, events := w.news(before)
-	for _, n := range append(changes, events...) {
-		t.Errorf("while nothing happened: %s", n)
-	}
-	w.invariants(t)
 }
 
 // idleRequests counts what the agent asked of the API server.
@@ -313,10 +316,10 @@ func (w *world) soak(t *testing.T, f form, m *measured) {
 		sample(quarter)
 	}
 	w.memory(t)
-	b.forget(t)
 	if now, err := w.Pod(t.Context()); err != nil || now.Status.ContainerStatuses[0].RestartCount != pod.Status.ContainerStatuses[0].RestartCount {
 		t.Errorf("the agent was restarted: %v", err)
 	}
+	b.forget(t)
 	quarters := func(v [5]float64) string {
 		return fmt.Sprintf("%.1f, %.1f, %.1f, %.1f", v[1], v[2], v[3], v[4])
 	}
