@@ -262,12 +262,22 @@ systemctl reset-failed e2e-oom-%[1]d || true`, 99-k)
 	path := timed{
 		name: "multipath path failed", by: "uevent: DM_ACTION=PATH_FAILED",
 		condition: "MultipathProblem", reasons: []string{"PathsDegraded"}, says: always("mpatha"),
-		script: always(setPaths("offline", "1")), told: byUevent("change", `/block/dm-`, "DM_ACTION=PATH_FAILED"),
+		// Where only the kernel knows of it until multipathd's checker finds it:
+		// inotify would tell of it before the uevent.
+		script: always(pathOffline + elsewhere), told: byUevent("change", `/block/dm-`, "DM_ACTION=PATH_FAILED"),
 		repair: setPaths("running", "9"),
 	}
 	// The clock last, for chronyd takes a while to trust it again.
 	return []timed{stopped, killed, unplugged, failed, removed, edited, oom, session, path, forks, stepped}
 }
+
+// elsewhere sets a path of mpatha offline by another sysfs than the host's, which
+// inotify takes for another file: sysfs is one for each network namespace.
+const (
+	pathOffline = `dm=$(basename "$(readlink -f /dev/mapper/mpatha)"); d=$(ls /sys/block/$dm/slaves | head -n 1)
+`
+	elsewhere = `unshare --net --mount sh -c 'mount -t sysfs sysfs /mnt; echo offline >/mnt/block/'$d'/device/state'`
+)
 
 const startForks = `systemctl is-active -q ` + forkUnit + ` || systemd-run --quiet --unit ` + forkUnit + ` -p TasksMax=1 sleep infinity`
 
@@ -280,9 +290,8 @@ const refuseFork = `sh -c 'echo $$ >/sys/fs/cgroup/system.slice/` + forkUnit + `
 // than to look more often; through another mount of the same it can not.
 func unannounced() []timed {
 	const (
-		kubelet   = "/sys/fs/cgroup/system.slice/kubelet.service/"
-		score     = "/$(systemctl show -P MainPID containerd)/oom_score_adj"
-		elsewhere = "unshare --net --mount sh -c 'mount -t sysfs sysfs /mnt; "
+		kubelet = "/sys/fs/cgroup/system.slice/kubelet.service/"
+		score   = "/$(systemctl show -P MainPID containerd)/oom_score_adj"
 	)
 	path := timed{
 		name:      "path set offline in the host's sysfs, before multipathd's checker sees it",
@@ -297,8 +306,7 @@ cp -p /etc/multipath.conf /tmp/e2e/multipath.conf; cat /tmp/e2e/multipath.conf.s
 	unseenPath := path
 	unseenPath.name = "the same where only the kernel knows (here by another sysfs)"
 	unseenPath.by = "no uevent, nobody writes; multipathd's checker, in practice every 5 to 20 s, or the first I/O, makes one"
-	unseenPath.script = always(`dm=$(basename "$(readlink -f /dev/mapper/mpatha)"); d=$(ls /sys/block/$dm/slaves | head -n 1)
-at; ` + elsewhere + `echo offline >/mnt/block/'$d'/device/state'`)
+	unseenPath.script = always(pathOffline + "at; " + elsewhere)
 	oom := timed{
 		name:      "oom_score_adj rewritten in the host's /proc",
 		by:        "the kernel tells nobody; inotify sees the program that writes it",
