@@ -27,6 +27,7 @@ var (
 	figuresInto = flag.String("figures", "", "measure in full and write the figures into this `file`")
 	repetitions = flag.Int("repetitions", 20, "how often each fault is made and each unit restarted, in full")
 	interval    = flag.Duration("interval", 24*time.Hour, "how often the agent looks by itself while announced faults are timed")
+	hurry       = flag.Bool("hurry", false, "try the measurements out: what lasts long lasts a twentieth of it")
 )
 
 // form is how much is measured, and for how long. The short one is part of every
@@ -62,6 +63,11 @@ func full() form {
 		repetitions: *repetitions, quiet: 10 * time.Second, unannounced: 10 * time.Second, settle: 3 * time.Minute,
 		cpu: 10 * time.Minute, trace: 5 * time.Minute, idle: time.Hour, soak: time.Hour, every: 10 * time.Second,
 		outage: 10 * time.Minute, attempts: 30,
+	}
+	if *hurry {
+		for _, length := range []*time.Duration{&f.settle, &f.cpu, &f.trace, &f.idle, &f.soak, &f.outage} {
+			*length /= 20
+		}
 	}
 	if os.Getenv("HYGIENE_NIGHTLY") != "" {
 		f.reboots = *repetitions
