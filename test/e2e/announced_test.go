@@ -257,7 +257,8 @@ systemctl reset-failed e2e-oom-%[1]d || true`, 99-k)
 		name: "iSCSI session failed", by: "netlink: connection error",
 		condition: "ISCSIProblem", reasons: []string{"SessionFailed"},
 		script: always("systemctl kill -s KILL tgt; systemctl stop tgt"), told: logged(`detected conn error`),
-		repair: "systemctl start tgt rig-iscsi",
+		repair:  "systemctl start tgt rig-iscsi",
+		shipped: true,
 	}
 	path := timed{
 		name: "multipath path failed", by: "uevent: DM_ACTION=PATH_FAILED",
