@@ -84,9 +84,9 @@ func TestFigures(t *testing.T) {
 	if *figuresInto == "" {
 		t.Skip("takes hours; make bench-node")
 	}
+	m := &measured{agent: version()}
 	w := deploy(t)
 	f := full()
-	m := &measured{}
 	t.Cleanup(func() { m.write(t, w, *figuresInto) })
 	w.Await(t, "every condition to be healthy", w.healthy)
 	// The quiet ones first: with the defaults, and nothing yet has happened.
@@ -121,6 +121,8 @@ func (m *measured) log(t *testing.T) {
 
 // measured collects what was measured.
 type measured struct {
+	agent string // its version
+
 	mu                                    sync.Mutex
 	announced, unannounced, others, spent [][]string
 }
@@ -133,7 +135,7 @@ func (m *measured) run(t *testing.T, name string, measure func(*testing.T)) {
 	if done { // not left out by -run
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.spent = append(m.spent, []string{name, began.UTC().Format(time.DateOnly), version(), time.Since(began).Round(time.Second).String()})
+		m.spent = append(m.spent, []string{name, began.UTC().Format(time.DateOnly), m.agent, time.Since(began).Round(time.Second).String()})
 	}
 }
 
