@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet plots lint setup image generate cluster-up cluster-down clean
+.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
 
 build: ## the agent, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -18,7 +18,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -44,6 +44,14 @@ bench-fleet: ## what 500 to 5,000 nodes cost an API server, into docs/performanc
 
 plots: ## the curves in docs/img: hosts of up to 100,000 of everything, minutes and gigabytes
 	go test -run '^$$' -bench BenchmarkGrowth -benchtime 3x -benchmem -timeout 30m ./pkg/engine -grow 100000 | tee /dev/stderr | go -C hack/plots run . $(CURDIR)/docs/img
+
+# MEASURE=idle measures only that; REPETITIONS=5 is a first impression;
+# HYGIENE_NIGHTLY=1 reboots the node as often, too.
+MEASURE ?=
+REPETITIONS ?= 20
+bench-node: setup ## what the agent costs and how soon it tells, on the real node, into docs/performance.md
+	go test -tags cluster -count=1 -timeout 12h -v ./test/e2e -run '^TestFigures$$/^$(MEASURE)' \
+		-figures=$(CURDIR)/docs/performance.md -repetitions=$(REPETITIONS)
 
 lint: setup
 	hack/lint.sh

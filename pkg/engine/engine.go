@@ -146,7 +146,8 @@ type slot struct {
 	next    time.Time
 	woken   bool      // next is because of an event or a hold, and not of the interval
 	last    time.Time // when the latest run began
-	debt    debt      // of time, for having run
+	debt    debt      // of time, for having run because of that
+	owes    bool      // the latest run adds to it
 	gen     int       // of the run that is awaited
 	running bool      // its goroutine has not come back
 	stuck   bool      // and its deadline has passed
@@ -167,8 +168,12 @@ const (
 // debt keeps what wakes a probe all the time from taking the host's processor: a
 // run costs share times its duration, the passing of time pays that off, and
 // while more than credit is owed a probe that is woken waits. The first runs
-// after a quiet time are thus a second apart, and those of a storm that lasts
-// take a twentieth of one processor, on a host however large.
+// after a quiet time are thus a second apart, until they have taken three seconds
+// together, and those of a storm that lasts take a twentieth of one processor, on
+// a host however large. The time is the clock's, for most of a run may be work
+// that systemd or multipathd does for it; so a host that is slow at the moment
+// needs the credit for a few runs: one fault announces itself several times.
+// Runs at the interval, which is the user's choice, cost nothing here.
 type debt struct {
 	owed time.Duration
 	at   time.Time
@@ -176,7 +181,7 @@ type debt struct {
 
 const (
 	share  = 20
-	credit = 10 * time.Second
+	credit = time.Minute
 	// maxGap keeps a probe that waits long, for a daemon that does not answer,
 	// from being taken for one that works long.
 	maxGap = 10 * time.Second
@@ -314,7 +319,7 @@ func (l *loop) start(s *slot, now time.Time) {
 	// whose agents started together, apart.
 	every := l.cfg.IntervalFor(s.probe)
 	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
-	s.last, s.woken = now, false
+	s.last, s.owes, s.woken = now, s.woken, false
 	s.running = true
 	s.gen++
 	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
@@ -362,7 +367,9 @@ func (l *loop) finish(d done) {
 	}
 	s.stuck = errors.Is(d.err, errStuck)
 	s.raw = d.outcome
-	s.debt.add(d.took, time.Now())
+	if s.owes {
+		s.debt.add(d.took, time.Now())
+	}
 	if l.judge(s) || l.quiet != "" {
 		// Whether it may be told must be known as of now: at a shutdown systemd
 		// says that it stops before it stops the first unit.

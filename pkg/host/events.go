@@ -32,7 +32,8 @@ type Listener struct {
 
 // eventPause is how long a source rests after it told something. What happens
 // meanwhile waits in the kernel and is told together, so that a thousand events
-// a second cost ten wake-ups a second. The first event is told at once.
+// a second cost ten wake-ups a second. The first event is told at once, but for
+// those of files.
 const eventPause = 100 * time.Millisecond
 
 func pause(ctx context.Context) error {

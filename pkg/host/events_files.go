@@ -87,7 +87,24 @@ func (h *Host) FollowFiles(ctx context.Context, lists <-chan []FollowedFile, l L
 			for {
 				n := 0
 				err := f.read(ctx, func(fd int) (err error) {
-					n, err = unix.Read(fd, buf)
+					n, err = unix.Read(fd, buf[:len(buf)/2])
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				// Told after the pause and not before it: a file that is written
+				// over is first emptied, and who looks at once finds it empty, and
+				// what was written a second later.
+				if err := pause(ctx); err != nil {
+					return err
+				}
+				err = f.read(ctx, func(fd int) error {
+					more, err := unix.Read(fd, buf[n:])
+					if err == unix.EAGAIN {
+						return nil
+					}
+					n += max(more, 0)
 					return err
 				})
 				if err != nil {
@@ -97,9 +114,6 @@ func (h *Host) FollowFiles(ctx context.Context, lists <-chan []FollowedFile, l L
 				case read <- slices.Clone(buf[:n]):
 				case <-ctx.Done():
 					return ctx.Err()
-				}
-				if err := pause(ctx); err != nil {
-					return err
 				}
 			}
 		}()

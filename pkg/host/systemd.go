@@ -40,6 +40,29 @@ type busLink struct {
 	mu      sync.Mutex // never held during a call
 	bus     *dbus.Conn
 	private *dbus.Conn
+
+	// batch is held by who asks many questions at a time.
+	batch batchToken
+}
+
+// batchToken lets one batch of questions be under way at a time. A bus fails the
+// questions of a connection that awaits more answers than it allows (128,
+// max_replies_per_connection of dbus-daemon's system bus), and nine probes may
+// ask at once.
+type batchToken struct {
+	once sync.Once
+	free chan struct{}
+}
+
+// take waits for the token until ctx ends; give gives it back.
+func (b *batchToken) take(ctx context.Context) (give func(), err error) {
+	b.once.Do(func() { b.free = make(chan struct{}, 1) })
+	select {
+	case b.free <- struct{}{}:
+		return func() { <-b.free }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (l *busLink) close() {
@@ -274,8 +297,7 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-// maxInFlight limits the questions that wait for an answer at a time; message
-// buses close a connection that has too many.
+// maxInFlight limits the questions of a batch that wait for an answer at a time.
 const maxInFlight = 64
 
 // units lists units by a method of the manager and fetches the properties the
@@ -288,6 +310,11 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 		if err != nil {
 			return nil, fmt.Errorf("systemd %s: %w", method, err)
 		}
+		give, err := h.bus.batch.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer give()
 		units := make([]Unit, len(list))
 		var pending []propertyCall
 		collect := func() error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
     <allow own="*"/>
     <allow eavesdrop="true"/>
   </policy>
+  <limit name="max_replies_per_connection">128</limit>
 </busconfig>
 `
 
@@ -249,6 +251,24 @@ func TestSystemdOverTheBus(t *testing.T) {
 			t.Errorf("%q was not taken for a unit name", good)
 		}
 	}
+}
+
+// TestManyAskSystemd: all probes may ask at once, and a system bus refuses a
+// connection that awaits more than 128 answers.
+func TestManyAskSystemd(t *testing.T) {
+	b := newBusHost(t)
+	b.serve(t, systemdName, func(c *dbus.Conn) { exportManager(c) })
+	ctx := within(t, 20*time.Second)
+	names := slices.Repeat([]string{"chrony.service"}, 30)
+	var asking sync.WaitGroup
+	for range 9 {
+		asking.Go(func() {
+			if got, err := b.Units(ctx, names...); err != nil || len(got) != len(names) {
+				t.Errorf("%d units, %v", len(got), err)
+			}
+		})
+	}
+	asking.Wait()
 }
 
 // TestBusRestart: the bus goes away and comes back, and nobody has to know.

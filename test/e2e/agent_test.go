@@ -45,6 +45,9 @@ func TestAgent(t *testing.T) {
 		}
 	})
 	w.Spent("scenarios")
+	t.Run("figures", w.shortFigures)
+	w.Spent("figures")
+	w.configure(t, runConfig, w.runConfigInForce)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
 	t.Run("footprint", w.footprint)
@@ -145,7 +148,10 @@ func (w *world) idle(t *testing.T, length time.Duration) {
 	w.Await(t, "every condition to be healthy", w.healthy)
 	before := w.mark()
 	_, offset := w.auditSince(t, w.auditStart)
-	time.Sleep(length)
+	began := time.Now()
+	// How much it costs is another matter: here the agent looks every 3 s.
+	w.idleCosts(t, short(), &measured{})
+	time.Sleep(length - time.Since(began))
 	requests, _ := w.auditSince(t, offset)
 	for _, r := range requests {
 		if r.write() {
@@ -222,13 +228,7 @@ func (w *world) passes(t *testing.T, n float64) {
 		if err != nil {
 			return err
 		}
-		runs := map[string]float64{}
-		for sample, v := range samples {
-			if _, labels, ok := strings.Cut(sample, `hosthygiene_probe_runs_total{probe="`); ok {
-				probe, _, _ := strings.Cut(labels, `"`)
-				runs[probe] += v
-			}
-		}
+		runs := probeRuns(samples)
 		for probe, v := range runs {
 			if want[probe] == 0 {
 				want[probe] = v + n
@@ -244,6 +244,18 @@ func (w *world) passes(t *testing.T, n float64) {
 		}
 		return nil
 	})
+}
+
+// probeRuns are how often each probe has run.
+func probeRuns(samples map[string]float64) map[string]float64 {
+	runs := map[string]float64{}
+	for sample, v := range samples {
+		if _, labels, ok := strings.Cut(sample, `hosthygiene_probe_runs_total{probe="`); ok {
+			probe, _, _ := strings.Cut(labels, `"`)
+			runs[probe] += v
+		}
+	}
+	return runs
 }
 
 // outage: the API server is away. A fault that happens meanwhile is told when it

@@ -13,6 +13,12 @@
 //	HYGIENE_NIGHTLY=1    also run what takes tens of minutes
 //	HYGIENE_E2E_TABLE=F  write the table of latencies to the file F as well
 //
+// "make bench-node" measures, on a cluster of its own or an attached one, what
+// docs/performance.md shows of a real node, and writes it there. Every run here
+// makes each of those measurements in short, and asserts what does not depend
+// on how fast the machine is: that a fault was told before the agent would have
+// looked, that no command was executed, that nothing was written.
+//
 // Single scenarios are selected as Go tests are:
 //
 //	HYGIENE_ATTACH=1 go test -tags cluster ./test/e2e -run 'TestAgent/scenarios/chronyd_stopped'

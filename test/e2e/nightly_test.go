@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"os"
 	"strconv"
 	"testing"
@@ -43,18 +42,7 @@ func (w *world) reboot(t *testing.T) {
 	w.Await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
 	// The daemon is enabled and starts with the machine.
 	before = w.mark()
-	boot := w.Guest(t, "cat /proc/sys/kernel/random/boot_id; systemd-run --quiet --on-active=1 systemctl reboot")
-	// It goes down in order first, and waits for what does not stop.
-	w.AwaitFor(t, 3*patience, "the machine to boot again", func() error {
-		now, err := w.TryGuest(t.Context(), "cat /proc/sys/kernel/random/boot_id")
-		if err == nil && now == boot {
-			return errors.New("it has not gone down yet")
-		}
-		return err
-	})
-	if err := w.Node.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	w.restartMachine(t)
 	w.Await(t, "every condition to be healthy", w.healthy)
 	seconds, err := strconv.ParseInt(w.Guest(t, "awk '$1 == \"btime\" {print $2}' /proc/stat"), 10, 64)
 	if err != nil {
