@@ -55,7 +55,7 @@ func NewAPI(node string, configs ...*rest.Config) (*API, error) {
 		// The gate below is the only limiter: client-go's own would be a second
 		// back-off on top of it.
 		c.QPS = -1
-		if c.Timeout == 0 {
+		if c.Dial == nil {
 			c.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 		}
 		client, err := rest.RESTClientFor(c)
@@ -217,9 +217,37 @@ func (a *API) CreateEvent(ctx context.Context, namespace string, event []byte) e
 func (a *API) Follow(ctx context.Context, seen func(*Node)) {
 	for ctx.Err() == nil {
 		version, err := a.list(ctx, seen)
-		for err == nil && ctx.Err() == nil {
-			version, err = a.watch(ctx, version, seen)
+		if err == nil {
+			for err == nil && ctx.Err() == nil {
+				version, err = a.watch(ctx, version, seen)
+			}
+			// An API server that stops ends the watches of the whole fleet in the
+			// same moment; its successor must not be asked by all of them in the
+			// next. Nobody waits for this: writing does not need the watch.
+			pause(ctx, rand.N(watchSpread))
 		}
+		if !retryable(err) {
+			// An answer, and it says no: the gate does not slow us down, and no
+			// right comes back by asking for it. Deleting the manifests takes the
+			// agents' rights some seconds before it takes the agents.
+			pause(ctx, refusedPause())
+		}
+	}
+}
+
+// watchSpread is how long at most until a watch that ended too early is made
+// again.
+const watchSpread = 10 * time.Second
+
+// refusedPause is how long to leave the API server alone after it said no.
+func refusedPause() time.Duration { return time.Minute/2 + rand.N(time.Minute) }
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -246,21 +274,23 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 	return list.Metadata.ResourceVersion, nil
 }
 
+// watch returns the version to go on from when the watch ended at its time.
 func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (string, error) {
 	// The server ends a watch after 30 to 60 minutes by itself; asking for a
 	// time of our own spreads the agents of a fleet.
-	seconds := 1800 + rand.IntN(1800)
+	length := 30*time.Minute + rand.N(30*time.Minute)
 	// The answer's header must come in time, its body may take an hour: a
 	// server that accepts and never answers would keep everybody else waiting
 	// at the gate.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var body io.ReadCloser
+	began := time.Now()
 	err := a.do(ctx, 0, func(ctx context.Context, c *rest.RESTClient) (err error) {
 		late := time.AfterFunc(requestTimeout, cancel)
 		body, err = c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node).
 			Param("watch", "1").Param("resourceVersion", version).Param("allowWatchBookmarks", "true").
-			Param("timeoutSeconds", fmt.Sprint(seconds)).
+			Param("timeoutSeconds", fmt.Sprint(int(length.Seconds()))).
 			MaxRetries(0).Stream(ctx)
 		if !late.Stop() && err != nil {
 			return fmt.Errorf("no answer to a watch within %s: %w", requestTimeout, context.DeadlineExceeded)
@@ -278,8 +308,8 @@ func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (stri
 			Object json.RawMessage `json:"object"`
 		}
 		if err := dec.Decode(&ev); err != nil {
-			if errors.Is(err, io.EOF) {
-				return version, nil // the server's time-out: go on from here
+			if errors.Is(err, io.EOF) && time.Since(began) > length-time.Minute {
+				return version, nil // the time-out we asked for: go on from here
 			}
 			return "", err
 		}
@@ -354,7 +384,9 @@ func (g *gate) leave(err error, canceled bool) {
 	g.failures++
 	wait := rand.N(ceiling) + 50*time.Millisecond
 	if s, ok := apierrors.SuggestsClientDelay(err); ok {
-		wait = max(wait, time.Duration(s)*time.Second)
+		// On top of it and not instead: an overloaded server names the same
+		// second to everybody it turns away.
+		wait += time.Duration(s) * time.Second
 	}
 	g.until = time.Now().Add(wait)
 }

@@ -248,7 +248,7 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 			if !retryable(err) {
 				// Forbidden, or the node is gone: asking again at once will
 				// not help.
-				p.holdUntil = time.Now().Add(time.Minute/2 + rand.N(time.Minute))
+				p.holdUntil = time.Now().Add(refusedPause())
 			}
 			return time.Millisecond // the gate makes us wait
 		}
