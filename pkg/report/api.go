@@ -215,22 +215,24 @@ func (a *API) CreateEvent(ctx context.Context, namespace string, event []byte) e
 // Follow calls seen with the node whenever it changes, and with nil when it is
 // deleted, until ctx ends: one list and one watch, both selected by name.
 func (a *API) Follow(ctx context.Context, seen func(*Node)) {
+	refused := 0
 	for ctx.Err() == nil {
 		version, err := a.list(ctx, seen)
-		if err == nil {
-			for err == nil && ctx.Err() == nil {
-				version, err = a.watch(ctx, version, seen)
-			}
+		listed := err == nil
+		for err == nil && ctx.Err() == nil {
+			version, err = a.watch(ctx, version, seen)
+		}
+		switch {
+		case !retryable(err):
+			pause(ctx, backOff(refused, longestRefused))
+			refused++
+		case listed:
 			// An API server that stops ends the watches of the whole fleet in the
 			// same moment; its successor must not be asked by all of them in the
 			// next. Nobody waits for this: writing does not need the watch.
 			pause(ctx, rand.N(watchSpread))
-		}
-		if !retryable(err) {
-			// An answer, and it says no: the gate does not slow us down, and no
-			// right comes back by asking for it. Deleting the manifests takes the
-			// agents' rights some seconds before it takes the agents.
-			pause(ctx, refusedPause())
+			refused = 0
+		default: // the gate makes us wait
 		}
 	}
 }
@@ -239,8 +241,11 @@ func (a *API) Follow(ctx context.Context, seen func(*Node)) {
 // again.
 const watchSpread = 10 * time.Second
 
-// refusedPause is how long to leave the API server alone after it said no.
-func refusedPause() time.Duration { return time.Minute/2 + rand.N(time.Minute) }
+// longestRefused is the longest back-off after an answer that says no, which the
+// gate does not hold against the API server. An API server says no for a second
+// or two after its start, before it has read who may do what; and for as long as
+// an uninstall takes, which deletes the agents' rights before the agents.
+const longestRefused = 2 * time.Minute
 
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
@@ -376,19 +381,24 @@ func (g *gate) leave(err error, canceled bool) {
 	case canceled:
 		return // we are stopping; nothing was learnt
 	}
-	const first, longest = time.Second, time.Minute
-	ceiling := longest
-	if g.failures < 6 {
-		ceiling = min(first<<g.failures, longest)
-	}
+	wait := backOff(g.failures, time.Minute)
 	g.failures++
-	wait := rand.N(ceiling) + 50*time.Millisecond
 	if s, ok := apierrors.SuggestsClientDelay(err); ok {
 		// On top of it and not instead: an overloaded server names the same
 		// second to everybody it turns away.
 		wait += time.Duration(s) * time.Second
 	}
 	g.until = time.Now().Add(wait)
+}
+
+// backOff is how long to wait after so many failures and one more: at most a
+// second at first, doubling up to longest, with full jitter.
+func backOff(failures int, longest time.Duration) time.Duration {
+	ceiling := longest
+	if failures < 16 {
+		ceiling = min(time.Second<<failures, longest)
+	}
+	return rand.N(ceiling) + 50*time.Millisecond
 }
 
 // retryable: the server can not be reached, is overloaded or broken. An answer

@@ -107,11 +107,31 @@ func TestFollowWithoutRightsAsksSeldom(t *testing.T) {
 				}
 				io.WriteString(w, listOfOne)
 			})
-			if n := len(got.lists); n < 15 || n > 61 {
-				t.Errorf("%s forbidden: %d lists in half an hour, want one every 30 to 100 seconds", what, n)
+			if n := len(got.lists); n < 20 || n > 80 {
+				t.Errorf("%s forbidden: %d lists in half an hour, want one a minute", what, n)
 			}
 		})
 	}
+}
+
+// An API server says no to everybody until it has read who may do what.
+func TestFollowAfterAShortRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		got := follow(t, 20, 40*time.Second, func(w http.ResponseWriter, r *http.Request, watch bool) {
+			switch {
+			case time.Since(began) < 2*time.Second:
+				refuse(w, http.StatusForbidden, forbidden)
+			case watch:
+				keepWatch(w, r, nil)
+			default:
+				io.WriteString(w, listOfOne)
+			}
+		})
+		if n := len(got.watch); n != 20 {
+			t.Errorf("%d of 20 watch their node 38 seconds after the refusals ended", n)
+		}
+	})
 }
 
 // A proxy that cuts every stream, or a server that is going away.

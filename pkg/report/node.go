@@ -58,6 +58,7 @@ type Publisher struct {
 	written   map[string]writtenCondition
 	refreshAt time.Time
 	holdUntil time.Time // after the server said no
+	refused   int       // how often it has, one after the other
 	events    []event
 	reported  chan struct{}
 }
@@ -248,10 +249,12 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 			if !retryable(err) {
 				// Forbidden, or the node is gone: asking again at once will
 				// not help.
-				p.holdUntil = time.Now().Add(refusedPause())
+				p.holdUntil = time.Now().Add(backOff(p.refused, longestRefused))
+				p.refused++
 			}
 			return time.Millisecond // the gate makes us wait
 		}
+		p.refused = 0
 		for t, w := range plan.written {
 			p.written[t] = w
 		}

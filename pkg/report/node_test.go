@@ -480,11 +480,28 @@ func TestPublisherAfterANoDoesNotHammer(t *testing.T) {
 		wg.Go(func() { p.Run(ctx) })
 		p.Report(bad())
 		time.Sleep(10 * time.Minute)
-		if n := attempts.Load(); n < 5 || n > 21 {
+		if n := attempts.Load(); n < 5 || n > 35 {
 			t.Errorf("%d attempts in ten minutes", n)
 		}
 		cancel()
 		wg.Wait()
+	})
+}
+
+// An API server says no to everybody until it has read who may do what.
+func TestPublisherAfterAShortNo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newMemoryAPI()
+		api.fail = apierrors.NewForbidden(metav1.SchemeGroupVersion.WithResource("nodes").GroupResource(), "n1", nil)
+		p := publish(t, api, time.Now().Add(-time.Hour))
+		p.report(bad())
+		time.Sleep(2 * time.Second)
+		p.locked(func() { p.fail = nil })
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if c, _ := p.condition(mp); c.Status != "True" {
+			t.Errorf("20 seconds after the refusals ended: %+v", c)
+		}
 	})
 }
 
