@@ -25,12 +25,13 @@ type fake struct {
 	probes.Common
 	name  string
 	rule  finding.Rule
+	more  []finding.Rule
 	check func(ctx context.Context, in probes.Input) (finding.Result, error)
 }
 
 func (f fake) Name() string          { return f.name }
 func (f fake) Condition() string     { return probes.ConditionPrefix + f.name }
-func (f fake) Rules() []finding.Rule { return []finding.Rule{f.rule} }
+func (f fake) Rules() []finding.Rule { return append(f.more, f.rule) }
 func (f fake) Validate() error       { return nil }
 
 func (f fake) Wakes(probes.Require) probes.Wakes { return probes.Wakes{} }
@@ -270,6 +271,68 @@ func TestHolds(t *testing.T) {
 			want := finding.Evidence{Source: "passes since " + got.Findings[0].Since.UTC().Format(time.RFC3339), Observed: fmt.Sprintf("it was gone and came back %d times", (n-1)/2)}
 			if !slices.Contains(got.Findings[0].Evidence, want) {
 				t.Errorf("after %d runs the evidence is %+v", n, got.Findings[0].Evidence)
+			}
+		})
+	})
+
+	t.Run("a condition does not clear between a finding and its successor", func(t *testing.T) {
+		for name, lasts := range map[string]time.Duration{"told": time.Hour, "gone before it is told": 5 * time.Second} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					began := time.Now()
+					const gone = time.Minute
+					r := start(t, view, nil, fake{name: "p", rule: finding.Rule{Reason: "A"}, more: []finding.Rule{{Reason: "B", HoldBefore: 10 * time.Second}},
+						Common: probes.Common{Interval: probes.Duration(time.Second)},
+						check: func(context.Context, probes.Input) (finding.Result, error) {
+							switch since := time.Since(began); {
+							case since < gone:
+								return problem("A"), nil
+							case since < gone+lasts:
+								return problem("B"), nil
+							}
+							return finding.Result{}, nil
+						}})
+					time.Sleep(gone + 3*time.Second)
+					if got, _ := r.last("p"); len(got.Findings) != 1 || got.Findings[0].Reason != "A" {
+						t.Errorf("while the second is held back: %+v", got.Findings)
+					}
+					time.Sleep(10 * time.Second)
+					got, _ := r.last("p")
+					want := []finding.Status{finding.Problem}
+					if lasts > time.Minute {
+						if len(got.Findings) != 1 || got.Findings[0].Reason != "B" {
+							t.Errorf("after its hold: %+v", got.Findings)
+						}
+					} else {
+						want = append(want, finding.OK)
+					}
+					if got := r.changes("p"); !slices.Equal(got, want) {
+						t.Errorf("got %v, want %v", got, want)
+					}
+				})
+			})
+		}
+	})
+
+	t.Run("what comes later does not keep a finding that is gone", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			r := start(t, view, nil, fake{name: "p", rule: finding.Rule{Reason: "A"}, more: []finding.Rule{{Reason: "B", HoldBefore: 10 * time.Second}, {Reason: "C", HoldBefore: 10 * time.Second}},
+				Common: probes.Common{Interval: probes.Duration(time.Second)},
+				check: func(context.Context, probes.Input) (finding.Result, error) {
+					// B and C take turns and neither is ever told.
+					switch n := int(time.Since(began).Seconds()); {
+					case n < 60:
+						return problem("A"), nil
+					case n%8 < 4:
+						return problem("B"), nil
+					default:
+						return problem("C"), nil
+					}
+				}})
+			time.Sleep(80 * time.Second)
+			if got := r.changes("p"); !slices.Equal(got, []finding.Status{finding.Problem, finding.OK}) {
+				t.Errorf("got %v", got)
 			}
 		})
 	})

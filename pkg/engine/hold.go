@@ -46,6 +46,10 @@ func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time
 		}
 	}
 	present := make(map[finding.Key]bool, len(fs))
+	var (
+		counts bool      // something that is here now makes the condition True
+		held   time.Time // since when the oldest of those held back is here
+	)
 	for _, f := range fs {
 		present[f.Key()] = true
 		t := h.tracked[f.Key()]
@@ -77,10 +81,14 @@ func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time
 		// What does not count is not held: muting a finding must show at once.
 		if wait := before - now.Sub(t.first); wait > 0 && f.Counts() && !t.told && !prior {
 			soon(wait)
+			if held.IsZero() || t.first.Before(held) {
+				held = t.first
+			}
 			continue
 		}
 		t.told = true
 		told = append(told, f)
+		counts = counts || f.Counts()
 	}
 	for key, t := range h.tracked {
 		if present[key] {
@@ -90,10 +98,21 @@ func (h *holds) filter(cfg *config.Sections, fs []finding.Finding, now time.Time
 			t.gone = now
 		}
 		_, clear := cfg.HoldFor(h.rules[key.Reason])
-		if wait := clear - now.Sub(t.gone); wait > 0 && t.told && t.last.Counts() {
-			soon(wait)
-			told = append(told, t.last)
-			continue
+		if t.told && t.last.Counts() {
+			if wait := clear - now.Sub(t.gone); wait > 0 {
+				soon(wait)
+				told = append(told, t.last)
+				continue
+			}
+			// One fault may pass from one finding to another: the mount of a
+			// device that was pulled out goes, and only then is the device
+			// missed. While the second is held back the first must not clear
+			// the condition. What came later than this went is no successor,
+			// so this ends with the hold.
+			if !counts && !held.IsZero() && !held.After(t.gone) {
+				told = append(told, t.last)
+				continue
+			}
 		}
 		delete(h.tracked, key)
 	}

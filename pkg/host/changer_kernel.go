@@ -119,14 +119,12 @@ func writeAt(dir int, name, text string) error {
 	return err
 }
 
-// SetSysctl writes a kernel setting and returns what stood there before. The key
-// is written with dots, as in sysctl.d(5): a first separator '/' turns the rest
-// of the separators round, so that net/ipv4/conf/eth0.1/forwarding can be said.
-// The settings of the network, IPC and host name are those of the host's
+// SetSysctl writes a kernel setting, named as in sysctl.d(5), and returns what
+// stood there before. The settings of the network, IPC and host name are those of the host's
 // namespaces, not of the agent's.
 func (c *Changer) SetSysctl(ctx context.Context, key, value string) (before string, err error) {
-	name := path.Join("/proc/sys", sysctlPath(key))
-	if !strings.HasPrefix(name, "/proc/sys/") || strings.Contains(value, "\n") {
+	name := path.Clean(SysctlPath(key))
+	if !strings.HasPrefix(name, sysctlRoot) || strings.Contains(value, "\n") {
 		return "", fmt.Errorf("%q is no kernel setting", key)
 	}
 	return bound(ctx, &c.h.calls, "write "+name, nil, func() (before string, err error) {
@@ -152,11 +150,18 @@ func (c *Changer) SetSysctl(ctx context.Context, key, value string) (before stri
 	})
 }
 
-func sysctlPath(key string) string {
-	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '/' {
-		return key
+const sysctlRoot = "/proc/sys/"
+
+// SysctlPath is the file of a kernel setting. Where the first separator of its
+// name is a dot, dots and slashes change places, so that
+// net.ipv4.conf.eth0/100.forwarding is an interface with a dot; where it is a
+// slash, all stay (sysctl.d(5)).
+func SysctlPath(name string) string {
+	i := strings.IndexAny(name, "./")
+	if i < 0 || name[i] == '/' {
+		return sysctlRoot + name
 	}
-	swap := func(r rune) rune {
+	return sysctlRoot + strings.Map(func(r rune) rune {
 		switch r {
 		case '.':
 			return '/'
@@ -164,6 +169,5 @@ func sysctlPath(key string) string {
 			return '.'
 		}
 		return r
-	}
-	return strings.Map(swap, key)
+	}, name)
 }

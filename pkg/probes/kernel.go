@@ -43,7 +43,7 @@ func (Kernel) Wakes(r Require) Wakes {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Sysctls)) {
-		w.Files = append(w.Files, host.FollowedFile{Name: sysctlRoot + sysctlPath(name)})
+		w.Files = append(w.Files, host.FollowedFile{Name: host.SysctlPath(name)})
 	}
 	if len(r.Sysctls) > 0 {
 		for _, dir := range []string{"/etc", "/run", "/usr/lib"} {
@@ -476,7 +476,7 @@ func parseKernelCommandLine(data []byte) kernelCommandLine {
 		case "modules_load", "modules-load":
 		default:
 			if name, ok := strings.CutPrefix(key, "sysctl."); ok {
-				c.sysctls[sysctlPath(name)] = value
+				c.sysctls[sysctlKey(name)] = value
 			}
 			continue
 		}
@@ -509,14 +509,14 @@ func (c *kernelPass) sysctls(ctx context.Context) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Require.Sysctls)) {
 		want := parseSysctlWant(c.Require.Sysctls[name])
-		key := sysctlPath(name)
+		key := sysctlKey(name)
 		data, err := c.Host.ReadFileMax(ctx, sysctlRoot+key, 64<<10)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			c.result.Add(finding.Finding{
 				Reason: "SysctlUnavailable", Severity: finding.Warning, Subject: name,
 				Message:  fmt.Sprintf("the running kernel has no sysctl %s, which must be %s on this host: its module may not be loaded", name, want),
-				Evidence: []finding.Evidence{{Source: sysctlRoot + key, Observed: "not there", Expected: want.String()}},
+				Evidence: []finding.Evidence{{Source: host.SysctlPath(name), Observed: "not there", Expected: want.String()}},
 			})
 		case err != nil:
 			errs = append(errs, fmt.Errorf("sysctl %s: %w", name, err))
@@ -526,7 +526,7 @@ func (c *kernelPass) sysctls(ctx context.Context) error {
 				c.result.Add(finding.Finding{
 					Reason: "SysctlDiffers", Severity: finding.Warning, Subject: name,
 					Message:  fmt.Sprintf("the sysctl %s is %s and must be %s on this host", name, quoted(got), want),
-					Evidence: []finding.Evidence{{Source: sysctlRoot + key, Observed: quoted(got), Expected: want.String()}},
+					Evidence: []finding.Evidence{{Source: host.SysctlPath(name), Observed: quoted(got), Expected: want.String()}},
 					Remedy:   &finding.Remedy{Action: finding.SetSysctl, Subject: name},
 				})
 			}
@@ -583,25 +583,8 @@ func quoted(s string) string {
 	return shown(truncate([]byte(s), 64))
 }
 
-// sysctlPath turns a sysctl's name into its path below /proc/sys. Where the
-// first separator is a dot, dots and slashes change places, so that
-// net.ipv4.conf.eth0/100.forwarding is an interface with a dot; where it is a
-// slash, all stay (sysctl.d(5)).
-func sysctlPath(name string) string {
-	i := strings.IndexAny(name, "./")
-	if i < 0 || name[i] == '/' {
-		return name
-	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, name)
-}
+// sysctlKey is where a sysctl lies below /proc/sys, one for both ways to write it.
+func sysctlKey(name string) string { return strings.TrimPrefix(host.SysctlPath(name), sysctlRoot) }
 
 // plainSysctl is a value with single blanks between its parts.
 func plainSysctl(s string) string { return strings.Join(strings.Fields(s), " ") }
@@ -630,7 +613,7 @@ func parseSysctl(data []byte) []sysctlSetting {
 		if key = strings.TrimPrefix(key, "/"); !set && !dash || key == "" {
 			continue
 		}
-		all = append(all, sysctlSetting{key: sysctlPath(key), value: plainSysctl(value), set: set})
+		all = append(all, sysctlSetting{key: sysctlKey(key), value: plainSysctl(value), set: set})
 	}
 	return all
 }
@@ -700,7 +683,7 @@ func validSysctl(name, text string) error {
 	if !sysctlName.MatchString(name) {
 		return errors.New("is no sysctl: want a name such as kernel.pid_max")
 	}
-	if path.Base(sysctlPath(name)) == "stable_secret" {
+	if path.Base(sysctlKey(name)) == "stable_secret" {
 		return errors.New("holds a secret, which the agent does not read")
 	}
 	want := parseSysctlWant(text)
@@ -773,7 +756,7 @@ func SysctlTarget(want string) string {
 }
 
 // SysctlPath is where a sysctl of require.sysctls lies on the host.
-func SysctlPath(name string) string { return sysctlRoot + sysctlPath(name) }
+func SysctlPath(name string) string { return host.SysctlPath(name) }
 
 // MeetSysctl returns a requirement that meets both of two for one sysctl, and
 // false where there is none that can be written as one.

@@ -21,7 +21,7 @@ func TestSysctlPath(t *testing.T) {
 		"fs.inotify/max.user":                 "fs/inotify.max/user",
 		"x":                                   "x",
 	} {
-		if got := sysctlPath(name); got != want {
+		if got := sysctlKey(name); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}

@@ -334,7 +334,7 @@ func (r *run) validate(ctx context.Context) error {
 
 func (r *run) sysctl(ctx context.Context) error {
 	c := r.step.Sysctl
-	data, err := r.View.ReadFile(ctx, sysctlFileOf(c.Name))
+	data, err := r.View.ReadFile(ctx, host.SysctlPath(c.Name))
 	if err != nil {
 		return err
 	}
@@ -343,13 +343,6 @@ func (r *run) sysctl(ctx context.Context) error {
 		_, err := r.Changer.SetSysctl(ctx, c.Name, c.Value)
 		return err
 	})
-}
-
-func sysctlFileOf(name string) string {
-	if strings.Contains(name, "/") {
-		return path.Join("/proc/sys", name)
-	}
-	return path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 }
 
 func (r *run) units(ctx context.Context) error {
@@ -405,11 +398,15 @@ func (r *run) score(ctx context.Context) error {
 	if i < 0 {
 		return fmt.Errorf("the main process of %s has just ended", c.Unit)
 	}
-	before, err := r.Changer.SetOOMScore(ctx, pid, procs[i].StartTicks, c.Score)
+	data, err := r.View.ReadFile(ctx, path.Join("/proc", strconv.Itoa(pid), "oom_score_adj"))
 	if err != nil {
 		return err
 	}
-	return r.change(ctx, Change{What: "score", Name: c.Unit, PID: pid, Start: procs[i].StartTicks, Before: strconv.Itoa(before), After: strconv.Itoa(c.Score)}, func() error { return nil })
+	change := Change{What: "score", Name: c.Unit, PID: pid, Start: procs[i].StartTicks, Before: strings.TrimSpace(string(data)), After: strconv.Itoa(c.Score)}
+	return r.change(ctx, change, func() error {
+		_, err := r.Changer.SetOOMScore(ctx, pid, procs[i].StartTicks, c.Score)
+		return err
+	})
 }
 
 // commands runs the step's commands one after the other, a package transaction

@@ -320,23 +320,14 @@ func (p *planner) unit(s *Step, unit, do string) {
 
 func unitOrder(do string) int { return slices.Index([]string{"unmask", "enable", "start"}, do) }
 
-// sysctlValue is the value that satisfies a requirement: the value itself, or
-// the bound of ">=131072".
+// sysctlValue is the value that satisfies a requirement.
 func (p *planner) sysctlValue(s *Step, name string) (string, bool) {
 	want, ok := p.Require.Sysctls[name]
 	if !ok {
 		s.refuse("no value for %s stands in require.sysctls", name)
 		return "", false
 	}
-	value := strings.TrimSpace(want)
-	for _, op := range []string{">=", "<="} {
-		value = strings.TrimSpace(strings.TrimPrefix(value, op))
-	}
-	if value == "" || strings.ContainsAny(value, "<>\n") {
-		s.refuse("%q of %s is a condition, not a value that could be set", want, name)
-		return "", false
-	}
-	return value, true
+	return probes.SysctlTarget(want), true
 }
 
 // persist plans our own files for modules and sysctls: one file each, whatever
@@ -364,7 +355,7 @@ func moduleLine(line string) string { return moduleName(strings.TrimSpace(line))
 
 func sysctlLine(line string) string {
 	name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "-"), "=")
-	return strings.ReplaceAll(strings.TrimSpace(name), "/", ".")
+	return probes.SysctlPath(strings.TrimSpace(name))
 }
 
 // addLines sets entries in a file of ours; key tells which entry a line is.

@@ -141,7 +141,7 @@ func (r *run) undoOne(ctx context.Context, c *Change) (why string, err error) {
 		}
 		return "", r.Changer.StopUnit(ctx, c.Name)
 	case "sysctl":
-		data, err := r.View.ReadFile(ctx, sysctlFileOf(c.Name))
+		data, err := r.View.ReadFile(ctx, host.SysctlPath(c.Name))
 		if err != nil {
 			return "", err
 		}

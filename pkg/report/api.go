@@ -223,13 +223,15 @@ func (a *API) Follow(ctx context.Context, seen func(*Node)) {
 			version, err = a.watch(ctx, version, seen)
 		}
 		switch {
-		case !retryable(err):
+		case !retryable(err) && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err):
 			pause(ctx, backOff(refused, longestRefused))
 			refused++
 		case listed:
 			// An API server that stops ends the watches of the whole fleet in the
 			// same moment; its successor must not be asked by all of them in the
-			// next. Nobody waits for this: writing does not need the watch.
+			// next. Nobody waits for this: writing does not need the watch. A
+			// version that has expired is no refusal either: it comes every few
+			// hours where a node is quiet, and would add up.
 			pause(ctx, rand.N(watchSpread))
 			refused = 0
 		default: // the gate makes us wait
@@ -318,8 +320,8 @@ func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (stri
 			}
 			return "", err
 		}
-		if ev.Type == "ERROR" { // 410 Gone: list again
-			return "", errors.New("watch expired")
+		if ev.Type == "ERROR" { // most often 410 Gone: list again
+			return "", errors.New("the API server ended the watch with an error")
 		}
 		var node Node
 		if err := json.Unmarshal(ev.Object, &node); err != nil {

@@ -187,6 +187,37 @@ func TestFollowGoesOnAfterTheTimeItAskedFor(t *testing.T) {
 	})
 }
 
+// The version a watch would go on from may be too old by then, each time.
+func TestFollowAfterAnExpiredVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fresh := false
+		got := follow(t, 1, 48*time.Hour, func(w http.ResponseWriter, r *http.Request, watch bool) {
+			switch {
+			case !watch:
+				fresh = true
+				io.WriteString(w, listOfOne)
+			case !fresh:
+				refuse(w, http.StatusGone, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","code":410}`)
+			default:
+				fresh = false
+				seconds, err := strconv.Atoi(r.URL.Query().Get("timeoutSeconds"))
+				if err != nil {
+					t.Error(err)
+				}
+				keepWatch(w, r, time.After(time.Duration(seconds)*time.Second))
+			}
+		})
+		for i, gone := range got.watch {
+			if i%2 == 1 && i/2+1 < len(got.lists) && got.lists[i/2+1].Sub(gone) > watchSpread {
+				t.Fatalf("%s without a watch after expiry number %d, want at most %s", got.lists[i/2+1].Sub(gone), i/2+1, watchSpread)
+			}
+		}
+		if len(got.lists) < 40 {
+			t.Errorf("%d lists in two days, want one every 45 minutes", len(got.lists))
+		}
+	})
+}
+
 // busiest is the largest number of times that fall into any span of that length.
 func busiest(times []time.Time, span time.Duration) (most int) {
 	for i, t := range times {
