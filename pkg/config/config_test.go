@@ -532,16 +532,14 @@ func TestHostileSizes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			began := time.Now()
 			_, err := Parse("config.yaml", []byte(header+text))
-			took := time.Since(began)
 			runtime.ReadMemStats(&after)
 			if err != nil && len(err.Error()) > (maxProblems+1)*3*maxText {
 				t.Errorf("an error of %d bytes", len(err.Error()))
 			}
 			mib := (after.TotalAlloc - before.TotalAlloc) >> 20
-			t.Logf("%v, %d MiB allocated", took.Round(time.Millisecond), mib)
-			if took > 10*time.Second || mib > 400 {
+			t.Logf("%d MiB allocated", mib)
+			if mib > 400 {
 				t.Errorf("too dear")
 			}
 		})

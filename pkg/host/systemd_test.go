@@ -417,10 +417,8 @@ func TestSilentBus(t *testing.T) {
 	}
 	b.daemon.Process.Signal(unix.SIGSTOP)
 	for range 3 { // the open connection, then new ones
-		began := time.Now()
-		_, err := b.Units(within(t, 100*time.Millisecond), "chrony.service")
-		if !errors.Is(err, ErrNoReply) || time.Since(began) > 2*time.Second {
-			t.Errorf("%v after %v", err, time.Since(began))
+		if _, err := b.Units(within(t, 100*time.Millisecond), "chrony.service"); !errors.Is(err, ErrNoReply) {
+			t.Error(err)
 		}
 	}
 	// Past the bus systemd itself still answers.
