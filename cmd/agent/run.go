@@ -111,7 +111,18 @@ func (d *daemon) run(ctx context.Context) error {
 	remedies := d.remedies(view, api, publisher, log, wake)
 	metrics.Remedies = remedies.Counts
 	watcher := watch.New(view, log, wake)
-	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies, watcher)
+	// What the agent before us told must be known before the first judgement,
+	// or a held-back problem would clear and come again, and before the config
+	// of this node is put together from its labels. The first looks at the host
+	// need not wait for it. Without the API server nothing can flicker either.
+	known := sync.OnceFunc(func() {
+		patience, giveUp := context.WithTimeout(ctx, 5*time.Second)
+		defer giveUp()
+		publisher.WaitKnown(patience)
+	})
+	prior := func(condition string) bool { known(); return publisher.Prior(condition) }
+	settings.awaitLabels = known
+	eng = engine.New(view, log, prior, publisher, metrics, &latest, remedies, watcher)
 	eng.Annotate = remedies.Attempt
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
@@ -160,12 +171,6 @@ func (d *daemon) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	})
-	// What the agent before us told must be known before the first judgement,
-	// or a held-back problem would clear and come again. Without the API server
-	// nothing can flicker either.
-	known, giveUp := context.WithTimeout(ctx, 5*time.Second)
-	publisher.WaitKnown(known)
-	giveUp()
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
@@ -195,6 +200,8 @@ func (d *daemon) logger() (*slog.Logger, error) {
 type settings struct {
 	log       *slog.Logger
 	configure func(*config.Sections, error)
+	// awaitLabels returns when the node's labels are known, or no longer awaited.
+	awaitLabels func()
 
 	mu     sync.Mutex
 	file   *config.Config // the last good one
@@ -216,6 +223,9 @@ func (s *settings) follow(ctx context.Context, file string) {
 }
 
 func (s *settings) changed(c *config.Config, err error) {
+	if err == nil && c.Overrides() > 0 {
+		s.awaitLabels()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.read, s.err = true, err
