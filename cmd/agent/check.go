@@ -19,6 +19,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 )
@@ -168,6 +169,32 @@ type explanation struct {
 	Report   report.HostReport `json:"report"`
 	Settings json.RawMessage   `json:"settings"`
 	From     string            `json:"from"`
+	// Details is what the probe can show besides, DetailsError what of that it
+	// could not.
+	Details      []probes.Table `json:"details,omitempty"`
+	DetailsError string         `json:"detailsError,omitempty"`
+}
+
+// explainLimit bounds what explain reads besides a pass.
+const explainLimit = 20 * time.Second
+
+// detail lets the probe show what it has besides its findings.
+func (e *explanation) detail(ctx context.Context, view host.View, cfg *config.Sections, name string) {
+	i := slices.IndexFunc(cfg.Probes.List(), func(p probes.Probe) bool { return p.Name() == name })
+	if i < 0 {
+		return
+	}
+	p, ok := cfg.Probes.List()[i].(probes.Explainer)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, explainLimit)
+	defer cancel()
+	var err error
+	e.Details, err = p.Explain(ctx, probes.Input{Host: view, Now: time.Now(), Require: cfg.Require, Memory: probes.NewMemory()})
+	if err != nil {
+		e.DetailsError = err.Error()
+	}
 }
 
 func newExplain(c *common) *cobra.Command {
@@ -212,6 +239,9 @@ otherwise one pass is made.`,
 			if err := c.show(w, e.Report, "wide"); err != nil {
 				return exitError{exitFinding, err}
 			}
+			if err := report.WriteDetails(w, e.Details, e.DetailsError, report.Style{Colour: colour(w)}); err != nil {
+				return exitError{exitFinding, err}
+			}
 			settings, err := indentYAML(e.Settings)
 			if err != nil {
 				return exitError{exitFinding, err}
@@ -249,7 +279,11 @@ func (c *common) explainHere(ctx context.Context, name string) (explanation, err
 	if c.config != "" {
 		from = c.config
 	}
-	return explanation{r, settings, from}, err
+	e := explanation{Report: r, Settings: settings, From: from}
+	if err == nil {
+		e.detail(ctx, view, cfg, name)
+	}
+	return e, err
 }
 
 func settingsOf(cfg *config.Sections, name string) (json.RawMessage, error) {
@@ -266,7 +300,7 @@ const agentSocket = "/var/lib/host-hygiene/agent.sock"
 
 func askAgent(ctx context.Context, probe string) (explanation, error) {
 	var e explanation
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, explainLimit+10*time.Second)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

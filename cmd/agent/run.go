@@ -340,7 +340,9 @@ func (d *daemon) explainHandler(ctx context.Context, view host.View, latest *lat
 		hr := report.NewHostReport(d.nodeName, version, o, time.Now(), snap.Reports)
 		hr.Probes = slices.DeleteFunc(hr.Probes, func(p report.ProbeReport) bool { return p.Name != name })
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(explanation{hr, settings, "the running agent"}); err != nil {
+		e := explanation{Report: hr, Settings: settings, From: "the running agent"}
+		e.detail(ctx, view, snap.Config, name)
+		if err := json.NewEncoder(w).Encode(e); err != nil {
 			return // the asker is gone
 		}
 	})

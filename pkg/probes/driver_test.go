@@ -63,18 +63,41 @@ func runCases[P Probe](t *testing.T, name string, defaults func() P) {
 				got = render(r, err)
 			}
 			want, _ := h.Section("want")
-			if *update && got != want {
+			wantExplained, explains := h.Section("explain")
+			explained := wantExplained
+			if explains {
+				tables, err := any(p).(Explainer).Explain(context.Background(), in)
+				explained = renderTables(tables, err)
+			}
+			if *update && (got != want || explained != wantExplained) {
 				setSection(ar, "want", got)
+				if explains {
+					setSection(ar, "explain", explained)
+				}
 				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				return
 			}
-			if d := cmp.Diff(want, got); d != "" {
+			if d := cmp.Diff(want+wantExplained, got+explained); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
 	}
+}
+
+func renderTables(tables []Table, err error) string {
+	var b strings.Builder
+	for _, t := range tables {
+		fmt.Fprintf(&b, "%s\n", t.Title)
+		for _, row := range append([][]string{t.Header}, t.Rows...) {
+			fmt.Fprintf(&b, "  %s\n", strings.Join(row, " | "))
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(&b, "error: %v\n", err)
+	}
+	return b.String()
 }
 
 func setSection(ar *txtar.Archive, name, text string) {

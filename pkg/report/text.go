@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
 )
 
 // HostReport is the outcome of one pass over one host, as `check -o json` has it.
@@ -190,6 +192,34 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 	if f.Remedy != nil && s.Wide {
 		fmt.Fprintf(b, "      remedy   %s %s\n", oneLine(f.Remedy.Action), oneLine(f.Remedy.Subject))
 	}
+}
+
+// WriteDetails writes what a probe can show besides its findings, and what of it
+// could not be had.
+func WriteDetails(w io.Writer, tables []probes.Table, failed string, s Style) error {
+	var b strings.Builder
+	for _, t := range tables {
+		fmt.Fprintf(&b, "\n%s\n", s.paint(bold, oneLine(t.Title)))
+		tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		for _, row := range append([][]string{t.Header}, t.Rows...) {
+			cells := make([]string, len(row))
+			for i, cell := range row {
+				cells[i] = oneLine(cell)
+			}
+			fmt.Fprintf(tw, "  %s\n", strings.Join(cells, "\t"))
+		}
+		if err := tw.Flush(); err != nil {
+			return err
+		}
+	}
+	if failed != "" {
+		b.WriteByte('\n')
+		for line := range strings.Lines(failed) {
+			fmt.Fprintf(&b, "  %s %s\n", s.paint(yellow, "could not be shown:"), oneLine(strings.TrimSuffix(line, "\n")))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // WriteJSON writes the report as one indented JSON document.
