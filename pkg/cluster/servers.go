@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -131,8 +132,12 @@ func ask(ctx context.Context, config *rest.Config, address string) (fleet.APISer
 	return s, m
 }
 
-// short takes off what an address says twice.
+// short takes off the address, which is told with it.
 func short(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
 	var op *net.OpError
 	if errors.As(err, &op) {
 		return op

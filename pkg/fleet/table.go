@@ -249,7 +249,7 @@ func writeDuplicates(b *strings.Builder, s Style, list []Duplicate) {
 
 func writeStuck(b *strings.Builder, s Style, list []StuckVolume, now time.Time) {
 	for i, v := range list {
-		fmt.Fprintf(b, "  %s\n", s.paint(terminal.Red, v.Says(now)))
+		fmt.Fprintf(b, "  %s\n", s.paint(terminal.Red, v.Claim+" ("+v.Volume+") "+v.Says(now)))
 		// The way out is the node's, and told once.
 		if i+1 < len(list) && list[i+1].Node == v.Node {
 			continue

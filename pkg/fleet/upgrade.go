@@ -276,6 +276,9 @@ func CheckProbe(name, probe string, report Report) Check {
 	if len(missing) > 0 {
 		c.NotChecked = append(c.NotChecked, fmt.Sprintf("no condition of the probe %s on %s", probe, few(missing, 10)))
 	}
+	if seen == 0 {
+		return c.done("")
+	}
 	return c.done(fmt.Sprintf("the probe %s finds nothing on %s", probe, count(seen, "node")))
 }
 
@@ -297,7 +300,7 @@ func CheckReboots(nodes []corev1.Node, report Report) Check {
 func CheckVolumes(stuck []StuckVolume, now time.Time) Check {
 	c := Check{Name: "volumes"}
 	for _, s := range stuck {
-		c.find(s.Claim, s.Says(now), s.WayOut()...)
+		c.find(s.Claim+" ("+s.Volume+")", s.Says(now), s.WayOut()...)
 	}
 	return c.done("no ReadWriteOnce volume is stuck on a silent node")
 }

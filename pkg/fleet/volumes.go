@@ -136,13 +136,13 @@ func claims(p *corev1.Pod) []string {
 
 const outOfService = corev1.TaintNodeOutOfService + "=nodeshutdown:NoExecute"
 
-// Says is one sentence about it.
+// Says is one sentence about it, but for its subject.
 func (s StuckVolume) Says(now time.Time) string {
 	who := "waited for by " + few(s.Waiting, 3)
 	if len(s.Waiting) == 0 {
 		who = "held by " + few(s.Held, 3) + ", which can not end there"
 	}
-	return fmt.Sprintf("%s (%s) is attached to %s, not Ready for %s; %s", s.Claim, s.Volume, s.Node, age(now, s.Silent), who)
+	return fmt.Sprintf("is attached to %s, not Ready for %s; %s", s.Node, age(now, s.Silent), who)
 }
 
 // WayOut is the safe way out, step by step, for all stuck volumes of one node. It
