@@ -45,9 +45,12 @@ is wrong, or nobody answers; 3 no problem known, but something could not be seen
 			if err != nil {
 				return err
 			}
-			report, _, err := c.report(cmd.Context(), client, selector)
+			report, _, volumesErr, err := c.report(cmd.Context(), client, selector)
 			if err != nil {
 				return exitError{exitUsage, err}
+			}
+			if volumesErr != nil {
+				report.NotChecked = append(report.NotChecked, "volumes on silent nodes: "+volumesErr.Error())
 			}
 			if watch {
 				return c.watch(cmd.Context(), client, selector, output)
@@ -62,22 +65,21 @@ is wrong, or nobody answers; 3 no problem known, but something could not be seen
 }
 
 // report reads the nodes and the agent's pods, and, if nodes are silent, the
-// volumes that may be stuck on them.
-func (c *common) report(ctx context.Context, client *cluster.Client, selector string) (fleet.Report, []corev1.Node, error) {
-	nodes, err := client.Nodes(ctx, selector)
+// volumes that may be stuck on them. Without the nodes there is no report; without
+// the pods or the volumes there is.
+func (c *common) report(ctx context.Context, client *cluster.Client, selector string) (r fleet.Report, nodes []corev1.Node, volumes, err error) {
+	nodes, err = client.Nodes(ctx, selector)
 	if err != nil {
-		return fleet.Report{}, nil, err
+		return fleet.Report{}, nil, nil, err
 	}
 	pods, podsErr := client.AgentPods(ctx, c.namespace, "")
 	now := time.Now()
-	r := fleet.NewReport(nodes, pods, now)
+	r = fleet.NewReport(nodes, pods, now)
 	if podsErr != nil {
 		r.NotChecked = append(r.NotChecked, podsErr.Error())
 	}
-	if r.StuckVolumes, err = stuck(ctx, client, nodes, now); err != nil {
-		r.NotChecked = append(r.NotChecked, "volumes on silent nodes: "+err.Error())
-	}
-	return r, nodes, nil
+	r.StuckVolumes, volumes = stuck(ctx, client, nodes, now)
+	return r, nodes, volumes, nil
 }
 
 func stuck(ctx context.Context, client *cluster.Client, nodes []corev1.Node, now time.Time) ([]fleet.StuckVolume, error) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,15 +31,16 @@ type question struct {
 
 // facts are what several questions are answered from.
 type facts struct {
-	client    *cluster.Client
-	now       time.Time
-	server    string
-	target    string
-	nodes     []corev1.Node
-	report    fleet.Report
-	servers   []fleet.APIServer
-	pages     []fleet.Metrics
-	serverErr error
+	client     *cluster.Client
+	now        time.Time
+	server     string
+	target     string
+	nodes      []corev1.Node
+	report     fleet.Report
+	volumesErr error
+	servers    []fleet.APIServer
+	pages      []fleet.Metrics
+	serverErr  error
 }
 
 func newUpgradeCheck(c *common) *cobra.Command {
@@ -107,7 +107,7 @@ func (u *upgrade) check(ctx context.Context, client *cluster.Client) (fleet.Upgr
 	if _, err := fleet.NextMinor(f.target); err != nil {
 		return fleet.UpgradeReport{}, fmt.Errorf("--to %s: want a minor such as %s", u.to, next)
 	}
-	if f.report, f.nodes, err = u.report(ctx, client, ""); err != nil {
+	if f.report, f.nodes, f.volumesErr, err = u.report(ctx, client, ""); err != nil {
 		return fleet.UpgradeReport{}, err
 	}
 	if !slices.Contains(u.skip, "api-servers") || !slices.Contains(u.skip, "storage-hashes") {
@@ -146,10 +146,8 @@ func (u *upgrade) questions() []question {
 		}},
 		{"reboots", func(_ context.Context, f *facts) fleet.Check { return fleet.CheckReboots(f.nodes, f.report) }},
 		{"volumes", func(_ context.Context, f *facts) fleet.Check {
-			for _, what := range f.report.NotChecked {
-				if strings.HasPrefix(what, "volumes") {
-					return fleet.Failed("volumes", errors.New(what))
-				}
+			if f.volumesErr != nil {
+				return fleet.Failed("volumes", f.volumesErr)
 			}
 			return fleet.CheckVolumes(f.report.StuckVolumes, f.now)
 		}},

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -301,4 +303,30 @@ func FuzzTables(f *testing.F) {
 			}
 		}
 	})
+}
+
+// BenchmarkFleet is the table of 5,000 nodes, as often as a watch may show it.
+func BenchmarkFleet(b *testing.B) {
+	var nodes []corev1.Node
+	var pods []corev1.Pod
+	for i := range 5000 {
+		name := fmt.Sprintf("node-%04d", i)
+		status := "False"
+		if i%50 == 0 {
+			status = "True"
+		}
+		var conditions []corev1.NodeCondition
+		for _, p := range probeNames {
+			conditions = append(conditions, cond(p[0]+"Problem", status, "SomeReason", "a message of some length about what was verified there"))
+		}
+		nodes = append(nodes, node(name, append(conditions, cond("Ready", "True", "Ready", "fine"))...))
+		nodes[i].Status.NodeInfo.MachineID = name
+		pods = append(pods, agentPod(name, true))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := NewReport(nodes, pods, now).WriteTable(io.Discard, Style{Colour: true}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

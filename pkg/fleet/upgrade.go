@@ -173,7 +173,7 @@ func NextMinor(server string) (string, error) {
 // a problem. What the probes kubelet and updates tell is left to checks of
 // their own.
 func CheckNodes(nodes []corev1.Node, report Report) Check {
-	c := Check{Name: "nodes"}
+	c := Check{Name: "nodes", NotChecked: slices.Clone(report.NotChecked)}
 	var cordoned []string
 	for _, n := range nodes {
 		describe := "kubectl describe node " + n.Name

@@ -72,6 +72,12 @@ nodes Findings: 8 findings
 	if run := c.Findings[4].Run; run[0] != "kubectl hygiene explain b-two time" {
 		t.Errorf("run %v", run)
 	}
+	blind := NewReport(nodes[:1], nil, now)
+	blind.NotChecked = []string{"listing the agent's pods in host-hygiene: forbidden"}
+	expect(t, CheckNodes(nodes[:1], blind), `
+nodes NotChecked: 1 node Ready, none under pressure, no problem told by an agent
+  not checked: listing the agent's pods in host-hygiene: forbidden
+`)
 	fine := nodes[:1]
 	expect(t, CheckNodes(fine, NewReport(fine, pods, now)), "nodes Fit: 1 node Ready, none under pressure, no problem told by an agent\n")
 }
