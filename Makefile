@@ -5,10 +5,14 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
+.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
 
-build: ## the agent, static, in bin/
+build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
+	go build $(GOFLAGS_BUILD) -o bin/kubectl-hygiene ./cmd/kubectl-hygiene
+
+plugin: ## the kubectl plugin for every platform, as archives for krew, in dist/
+	VERSION=$(VERSION) hack/build-plugin.sh
 
 # Findings are what a check is for, so only a check that could not be made at
 # all fails the target.

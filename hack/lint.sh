@@ -11,6 +11,10 @@ fi
 go vet ./...
 go vet -tags cluster ./test/...
 go -C hack/plots vet .
+# The kubectl plugin runs where people sit.
+for os in darwin windows; do
+  GOOS=$os go vet ./cmd/kubectl-hygiene
+done
 staticcheck=$(mktemp)
 trap 'rm -f "$staticcheck"' EXIT
 go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck

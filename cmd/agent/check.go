@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
@@ -22,6 +21,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 func newCheck(c *common) *cobra.Command {
@@ -141,7 +141,7 @@ func (c *common) show(w io.Writer, r report.HostReport, output string) error {
 	case "junit":
 		return r.WriteJUnit(w)
 	}
-	style := report.Style{Colour: colour(w), Wide: output == "wide"}
+	style := report.Style{Colour: terminal.Colour(w), Wide: output == "wide"}
 	if err := r.WriteTable(w, style); err != nil {
 		return err
 	}
@@ -152,14 +152,8 @@ func (c *common) show(w io.Writer, r report.HostReport, output string) error {
 	return nil
 }
 
-// colour: a terminal that has not been told otherwise (https://no-color.org).
-func colour(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
-}
-
 func clearScreen(w io.Writer) {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if terminal.Is(w) {
 		fmt.Fprint(w, "\x1b[H\x1b[2J")
 	}
 }

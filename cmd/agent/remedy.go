@@ -16,6 +16,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/remedy"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 func newPlan(c *common) *cobra.Command {
@@ -67,7 +68,7 @@ simulated"; --simulate has it make its own dry run.`,
 			case "yaml":
 				err = plan.WriteYAML(w)
 			default:
-				err = plan.WriteText(w, colour(w))
+				err = plan.WriteText(w, terminal.Colour(w))
 			}
 			if err != nil {
 				return exitError{exitFinding, err}
@@ -179,13 +180,13 @@ func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *confi
 	if err != nil {
 		return err
 	}
-	if err := plan.WriteText(w, colour(w)); err != nil {
+	if err := plan.WriteText(w, terminal.Colour(w)); err != nil {
 		return exitError{exitFinding, err}
 	}
 	record, err := a.Apply(ctx, plan, facts)
 	if record != nil && len(record.Results) > 0 {
 		fmt.Fprintln(w)
-		if werr := record.WriteText(w, colour(w)); err == nil {
+		if werr := record.WriteText(w, terminal.Colour(w)); err == nil {
 			err = werr
 		}
 	}
@@ -208,7 +209,7 @@ func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *confi
 			return exitError{exitFinding, err}
 		}
 		fmt.Fprintln(w, "\nChecked again:")
-		if err := (remedy.Record{Results: helped}).WriteText(w, colour(w)); err != nil {
+		if err := (remedy.Record{Results: helped}).WriteText(w, terminal.Colour(w)); err != nil {
 			return exitError{exitFinding, err}
 		}
 		for _, r := range helped {

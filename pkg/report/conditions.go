@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/probes"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 // Condition types and reasons that belong to no probe.
@@ -158,31 +158,5 @@ func clip(s string, limit int) string {
 	return s[:cut] + "…"
 }
 
-// oneLine makes text from the host fit to be shown: one line, valid UTF-8, no
-// control characters (a terminal would obey them) and no invisible ones.
-func oneLine(s string) string {
-	clean := func(r rune) bool {
-		return r == utf8.RuneError || !unicode.IsPrint(r)
-	}
-	if strings.IndexFunc(s, clean) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case r == '\n' || r == '\t':
-			b.WriteByte(' ')
-		case r == utf8.RuneError:
-			if s[i] < utf8.RuneSelf { // never: ASCII decodes
-				b.WriteByte('?')
-			} else {
-				fmt.Fprintf(&b, `\x%02x`, s[i])
-			}
-		case !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
+// oneLine makes text from the host fit to be shown, wherever that is.
+func oneLine(s string) string { return terminal.Line(s) }

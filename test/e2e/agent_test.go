@@ -51,6 +51,7 @@ func TestAgent(t *testing.T) {
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
 	t.Run("footprint", w.footprint)
+	t.Run("kubectl hygiene", w.plugin)
 	t.Run("access", w.access)
 	t.Run("uninstall", w.uninstall)
 }

@@ -97,6 +97,8 @@ func TestInstallAndRemove(t *testing.T) {
 		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
 	}
 
+	t.Run("kubectl hygiene", func(t *testing.T) { pluginSees(t, cp) })
+
 	kubectl("delete", "--timeout=60s", "-f", manifests)
 	if left := kubectl("get", "clusterroles,clusterrolebindings,roles,rolebindings,namespaces", "-A", "-l", "app.kubernetes.io/part-of=host-hygiene", "-o", "name"); left != "" {
 		t.Errorf("left behind: %s", left)

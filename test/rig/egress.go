@@ -11,11 +11,11 @@ import (
 	"sync"
 )
 
-// egress is how the API server reaches kubelets, for logs and exec. A node sits
-// behind QEMU's address translation, so that its own address leads nowhere from
-// here; the API server sends such connections through this HTTP CONNECT proxy,
-// which knows the forwarded port. Node names, addresses and ports stay what
-// they are on any cluster.
+// egress is how the API server reaches kubelets, for logs and exec, and agents, by
+// pods/proxy. A node sits behind QEMU's address translation, so that its own
+// address leads nowhere from here; the API server sends such connections through
+// this HTTP CONNECT proxy, which knows the forwarded port. Node names, addresses
+// and ports stay what they are on any cluster.
 type egress struct {
 	listener net.Listener
 	server   *http.Server

@@ -201,6 +201,7 @@ func (n *Node) start(ctx context.Context, image NodeImage, opts NodeOptions) err
 		return nil
 	}
 	n.cp.egress.route(n.ip+":10250", fmt.Sprintf("127.0.0.1:%d", n.ports.kubelet))
+	n.cp.egress.route(n.ip+":20266", fmt.Sprintf("127.0.0.1:%d", n.ports.metrics)) // pods/proxy
 	if err := n.WaitReady(ctx); err != nil {
 		return err
 	}
@@ -562,6 +563,7 @@ func (n *Node) Stop() error {
 	n.supervisor.close()
 	if n.cp != nil && n.cp.egress != nil {
 		n.cp.egress.unroute(n.ip + ":10250")
+		n.cp.egress.unroute(n.ip + ":20266")
 	}
 	if n.sockets != "" {
 		errs = append(errs, os.RemoveAll(n.sockets))
