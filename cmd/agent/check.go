@@ -233,7 +233,7 @@ otherwise one pass is made.`,
 			if err := c.show(w, e.Report, "wide"); err != nil {
 				return exitError{exitFinding, err}
 			}
-			if err := report.WriteDetails(w, e.Details, e.DetailsError, report.Style{Colour: colour(w)}); err != nil {
+			if err := report.WriteDetails(w, e.Details, e.DetailsError, report.Style{Colour: terminal.Colour(w)}); err != nil {
 				return exitError{exitFinding, err}
 			}
 			settings, err := indentYAML(e.Settings)
