@@ -10,7 +10,7 @@ if [ -n "$unformatted" ]; then
 fi
 go vet ./...
 go vet -tags cluster ./test/...
-go -C hack/plots vet .
+for module in plots render sbom; do go -C hack/$module vet .; done
 staticcheck=$(mktemp)
 trap 'rm -f "$staticcheck"' EXIT
 go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck
@@ -18,3 +18,4 @@ go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck
 shellcheck hack/*.sh .ci/run
 # go.mod says what is used, no more.
 go mod tidy -diff
+hack/supply-chain.sh
