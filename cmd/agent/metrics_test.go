@@ -267,16 +267,15 @@ func TestMetricsOverTLS(t *testing.T) {
 	}
 }
 
+// The example is for client certificates.
 func TestMetricsForClientCertificates(t *testing.T) {
 	ca, other := newAuthority(t), newAuthority(t)
 	cert, key := ca.issue("server")
-	s := startProtected(t, map[string]string{"web.yml": `
-tls_server_config:
-  cert_file: tls.crt
-  key_file: tls.key
-  client_ca_file: ca.crt
-  client_auth_type: RequireAndVerifyClientCert
-`, "tls.crt": string(cert), "tls.key": string(key), "ca.crt": string(ca.pem())})
+	example, err := os.ReadFile("../../examples/web.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startProtected(t, map[string]string{"web.yml": string(example), "tls.crt": string(cert), "tls.key": string(key), "ca.crt": string(ca.pem())})
 	at := next(t, s.at)
 	pair := func(a *authority) tls.Certificate {
 		c, err := tls.X509KeyPair(a.issue("prometheus"))
