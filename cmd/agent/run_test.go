@@ -197,7 +197,7 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 			t.Fatal(err)
 		}
 		cmd := exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
-			`ip link set lo up; mkdir -p /var/lib/host-hygiene; mount -t tmpfs none /var/lib/host-hygiene; exec "$@"`, "sh",
+			`ip link set lo up; mount -t tmpfs none /var/lib; exec "$@"`, "sh",
 			self, "run", "--kubeconfig", kubeconfig, "--node-name", "n1"}, args...)...)
 		cmd.Env = append(os.Environ(), "TEST_AS_AGENT=run")
 		out, err := cmd.StderrPipe()
