@@ -189,8 +189,9 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		if m.told() {
 			working, total = working+usable, total+len(m.paths)
 			best = int(in.Memory.Best(bestPathsOf+m.wwid, int64(usable)))
-			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.label(), "state", "active")
-			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.label(), "state", "failed")
+			label := m.label()
+			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", label, "state", "active")
+			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", label, "state", "failed")
 		}
 		for _, path := range m.paths {
 			// Whoever takes a path offline by hand is not announced otherwise.
