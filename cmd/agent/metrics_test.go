@@ -150,6 +150,8 @@ func startProtected(t *testing.T, files map[string]string) *protectedServer {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		s.mu.Lock() // a connection that was cut may still say so
+		defer s.mu.Unlock()
 		said := s.log.String() + strings.Join(events, "\n")
 		for _, secret := range s.secrets {
 			if strings.Contains(said, secret) {
