@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
+.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -60,14 +60,17 @@ bench-node: setup ## what the agent costs and how soon it tells, on the real nod
 lint: setup
 	hack/lint.sh
 
+supply-chain: ## licences and known vulnerabilities of what is linked; a part of lint
+	hack/supply-chain.sh
+
 setup:
 	@hack/setup.sh
 
-image: setup ## the container image as an archive in dist/
+image: setup ## the container image as an archive in dist/, its bill of materials beside it
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents and schema, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles)' -update
+generate: ## manifests, documents, schema and the list of linked packages, from their sources
+	go test ./manifests ./pkg/config ./pkg/probes ./test/arch -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

@@ -8,7 +8,8 @@
 # OUT.tar is what "docker save" writes; "ctr -n k8s.io images import OUT.tar" loads
 # it as ghcr.io/hosthygiene/agent:VERSION. VERSION defaults to the one the
 # manifests name, SOURCE_DATE_EPOCH to the time of the last commit. Both, with the
-# source, decide every bit of the image.
+# source, decide every bit of the image, and of OUT.cdx.json beside it: its software
+# bill of materials (CycloneDX), read from the program in the image.
 set -eu
 
 usage() {
@@ -63,4 +64,6 @@ buildah build --quiet --pull=never --isolation chroot --layers=false --identity-
 mkdir -p "$(dirname "$out")"
 rm -f "$out"
 buildah push -q "$image" "docker-archive:$out:$image"
+container=$(buildah from --pull=never "$image")
+go -C hack/sbom run . "$(buildah mount "$container")/agent" "$version" "$epoch" >"${out%.tar}.cdx.json"
 echo "$image linux/$arch $(buildah inspect --type image --format '{{.FromImageDigest}}' "$image") in $out"

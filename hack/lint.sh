@@ -10,7 +10,7 @@ if [ -n "$unformatted" ]; then
 fi
 go vet ./...
 go vet -tags cluster ./test/...
-go -C hack/plots vet .
+for module in plots render sbom; do go -C hack/$module vet .; done
 # The kubectl plugin runs where people sit.
 for os in darwin windows; do
   GOOS=$os go vet ./cmd/kubectl-hygiene
@@ -22,3 +22,4 @@ go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck
 shellcheck hack/*.sh .ci/run
 # go.mod says what is used, no more.
 go mod tidy -diff
+hack/supply-chain.sh

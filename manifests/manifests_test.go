@@ -387,6 +387,29 @@ func TestOverlays(t *testing.T) {
 			}
 			return nil
 		},
+		"metrics-tls": func(in installation) error {
+			// Rendered without what it adds, it is the base.
+			pod := &in.daemonSet.Spec.Template.Spec
+			c := &pod.Containers[0]
+			last := len(pod.Volumes) - 1
+			source := pod.Volumes[last].Projected
+			if !slices.Contains(c.Args, "--web.config.file=/etc/host-hygiene-metrics/web.yml") || c.VolumeMounts[len(c.VolumeMounts)-1].MountPath != "/etc/host-hygiene-metrics" {
+				return fmt.Errorf("arguments %q, mounts %v", c.Args, c.VolumeMounts)
+			}
+			if source == nil || len(source.Sources) != 2 || *source.DefaultMode != 0o400 {
+				return fmt.Errorf("volume %+v", pod.Volumes[last])
+			}
+			for _, s := range source.Sources {
+				if s.Secret == nil || s.Secret.Optional == nil || !*s.Secret.Optional {
+					return fmt.Errorf("a node would not be checked while %+v is missing", s)
+				}
+			}
+			c.Args, c.VolumeMounts, pod.Volumes = c.Args[:len(c.Args)-1], c.VolumeMounts[:len(c.VolumeMounts)-1], pod.Volumes[:last]
+			if d := cmp.Diff(base.daemonSet, in.daemonSet); d != "" {
+				return fmt.Errorf("it changes more: %s", d)
+			}
+			return nil
+		},
 		"before-1.30": func(in installation) error {
 			if len(in.policies)+len(in.policyBinds) > 0 {
 				return fmt.Errorf("%d policies and %d bindings, which the API server does not know", len(in.policies), len(in.policyBinds))

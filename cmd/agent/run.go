@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -15,11 +16,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
@@ -35,8 +34,10 @@ type daemon struct {
 	nodeName      string
 	kubeconfig    string
 	metricsAddr   string
+	webConfig     string
 	healthAddr    string
 	socket        string
+	pprofSocket   string
 	logFormat     string
 	logLevel      slog.Level
 	livenessLimit time.Duration
@@ -60,8 +61,10 @@ func newRun(c *common) *cobra.Command {
 	f.StringVar(&d.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node; $NODE_NAME")
 	f.StringVar(&d.kubeconfig, "kubeconfig", "", "`file` to reach the API server with, outside a pod")
 	f.StringVar(&d.metricsAddr, "metrics-address", ":20266", "`address` of /metrics; empty for none")
+	f.StringVar(&d.webConfig, "web.config.file", "", "`file` that asks for TLS, client certificates or passwords on /metrics, as Prometheus exporters have it")
 	f.StringVar(&d.healthAddr, "health-address", "127.0.0.1:20267", "`address` of /healthz and /readyz")
 	f.StringVar(&d.socket, "socket", agentSocket, "unix socket for agent explain; empty for none")
+	f.StringVar(&d.pprofSocket, "pprof-socket", "", "unix `socket` for /debug/pprof/, for root only; empty for none")
 	f.StringVar(&d.logFormat, "log-format", "text", "text or json")
 	f.BoolVar(&d.allowRemedies, "allow-remedies", false, "let remedies.mode enforce change this host")
 	f.TextVar(&d.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
@@ -128,36 +131,60 @@ func (d *daemon) run(ctx context.Context) error {
 
 	var running sync.WaitGroup
 	failed := make(chan error, 4)
-	serve := func(network, address string, h http.Handler) error {
-		if address == "" {
-			return nil
-		}
-		l, err := net.Listen(network, address)
-		if err != nil {
-			return exitError{exitFinding, fmt.Errorf("listening on %s: %w", address, err)}
-		}
-		server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-			WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	serve := func(l net.Listener, server *http.Server) {
 		running.Go(func() {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				failed <- err
 			}
 		})
 		running.Go(func() { <-ctx.Done(); server.Close() })
+	}
+	listen := func(address string, h http.Handler) error {
+		if address == "" {
+			return nil
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return exitError{exitFinding, fmt.Errorf("listening on %s: %w", address, err)}
+		}
+		serve(l, newServer(h, log))
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer running.Wait()
 	defer cancel()
-	if err := serve("tcp", d.healthAddr, d.health(eng, publisher)); err != nil {
+	if err := listen(d.healthAddr, d.health(eng, publisher)); err != nil {
 		return err
 	}
-	if err := serve("tcp", d.metricsAddr, metricsHandler(metrics)); err != nil {
-		return err
+	switch {
+	case d.metricsAddr == "":
+	case d.webConfig == "":
+		if err := listen(d.metricsAddr, metricsHandler(metrics)); err != nil {
+			return err
+		}
+	default:
+		protected := protectedMetrics{address: d.metricsAddr, config: d.webConfig, every: time.Minute, retry: 10 * time.Second,
+			handler: metricsHandler(metrics), log: log, tell: publisher.Tell}
+		running.Go(func() {
+			if err := protected.run(ctx); err != nil {
+				failed <- err
+			}
+		})
 	}
 	if d.socket != "" {
-		if err := serveSocket(d.socket, func() error { return serve("unix", d.socket, d.explainHandler(ctx, view, &latest)) }); err != nil {
+		if l, err := listenSocket(d.socket); err != nil {
 			log.Warn("agent explain will not find this agent", "error", err)
+		} else {
+			serve(l, newServer(d.explainHandler(ctx, view, &latest), log))
+		}
+	}
+	if d.pprofSocket != "" {
+		if l, err := listenSocket(d.pprofSocket); err != nil {
+			log.Warn("there will be no profiles", "error", err)
+		} else {
+			server := newServer(pprofHandler(), log)
+			server.WriteTimeout = 5 * time.Minute // a profile is written when its time is over
+			serve(l, server)
 		}
 	}
 
@@ -297,26 +324,41 @@ func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
 	return mux
 }
 
-func metricsHandler(m *report.Metrics) http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
-	return mux
+// listenSocket listens on a unix socket that only the user of this process may
+// connect to, in place of one that a dead predecessor left behind.
+func listenSocket(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("%s is in the way: it is no socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	// bind(2) gives the file the mode of the socket, less the umask (unix_bind in
+	// net/unix/af_unix.c): there is no moment at which it is open to others.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var mode error
+		err := c.Control(func(fd uintptr) { mode = syscall.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, mode)
+	}}
+	return config.Listen(context.Background(), "unix", path)
 }
 
-// serveSocket replaces a socket that a dead predecessor left behind.
-func serveSocket(path string, listen func() error) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := listen(); err != nil {
-		return err
-	}
-	return os.Chmod(path, 0o600)
+// pprofHandler names its pages one by one. That importing the package also puts
+// them into http.DefaultServeMux is of no effect: nothing here serves that.
+func pprofHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // and heap, goroutine, ... below it
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
 }
 
 func (d *daemon) explainHandler(ctx context.Context, view host.View, latest *latestSnapshot) http.Handler {

@@ -3,6 +3,8 @@ package probes
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -187,8 +189,9 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		if m.told() {
 			working, total = working+usable, total+len(m.paths)
 			best = int(in.Memory.Best(bestPathsOf+m.wwid, int64(usable)))
-			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", m.name, "state", "active")
-			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", m.name, "state", "failed")
+			label := m.label()
+			r.Sample("hosthygiene_multipath_paths", float64(usable), "map", label, "state", "active")
+			r.Sample("hosthygiene_multipath_paths", float64(len(m.paths)-usable), "map", label, "state", "failed")
 		}
 		for _, path := range m.paths {
 			// Whoever takes a path offline by hand is not announced otherwise.
@@ -570,6 +573,18 @@ func attrText(a host.Attribute) (string, error) {
 	default:
 		return "", err
 	}
+}
+
+// label names a map in a metric: by its alias, or, where it is named by its WWID
+// (user_friendly_names no), by the first 12 hex digits of the WWID's SHA-256. What
+// is scraped is read by more people than the host is, and a WWID names the disk
+// to the array.
+func (m *multipathMap) label() string {
+	if m.wwid == "" || !strings.Contains(m.name, shown(m.wwid)) {
+		return m.name
+	}
+	sum := sha256.Sum256([]byte(m.wwid))
+	return "wwid-" + hex.EncodeToString(sum[:6])
 }
 
 // describe names a map the way it must be looked up at night: by dm device, by

@@ -59,7 +59,7 @@ var sampled = map[string]struct {
 }{
 	"hosthygiene_time_offset_seconds":      sample(prometheus.GaugeValue, "hosthygiene_time_offset_seconds", "The clock's offset from true time by its daemon's account; positive when slow."),
 	"hosthygiene_time_error_bound_seconds": sample(prometheus.GaugeValue, "hosthygiene_time_error_bound_seconds", "How far off the clock may be at worst."),
-	"hosthygiene_multipath_paths":          sample(prometheus.GaugeValue, "hosthygiene_multipath_paths", "Paths of a multipath map by state.", "map", "state"),
+	"hosthygiene_multipath_paths":          sample(prometheus.GaugeValue, "hosthygiene_multipath_paths", "Paths of a multipath map by state; a map named by its WWID stands under wwid- and the start of the SHA-256 of the WWID.", "map", "state"),
 	"hosthygiene_iscsi_sessions":           sample(prometheus.GaugeValue, "hosthygiene_iscsi_sessions", "iSCSI sessions by state.", "state"),
 	"hosthygiene_iscsi_initiator_info":     sample(prometheus.GaugeValue, "hosthygiene_iscsi_initiator_info", "1, labelled with the start of the SHA-256 of the initiator name: two nodes with one hash share a name.", "hash"),
 	"hosthygiene_pids":                     sample(prometheus.GaugeValue, "hosthygiene_pids", "PIDs (threads) by scope: used, limit and reserved.", "scope", "kind"),

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"debug/elf"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"os"
@@ -25,7 +26,8 @@ const (
 	created = "2026-01-01T00:00:00Z"
 )
 
-func build(t *testing.T, arch string, env ...string) []byte {
+// build returns the image and its bill of materials.
+func build(t *testing.T, arch string, env ...string) (archive, bill []byte) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "image.tar")
 	cmd := exec.Command("../../hack/build-image.sh", out, arch)
@@ -33,11 +35,15 @@ func build(t *testing.T, arch string, env ...string) []byte {
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", cmd, err, text)
 	}
-	data, err := os.ReadFile(out)
+	archive, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return data
+	bill, err = os.ReadFile(strings.TrimSuffix(out, ".tar") + ".cdx.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return archive, bill
 }
 
 // files are the regular files of a tar archive.
@@ -87,8 +93,64 @@ func image(t *testing.T, archive []byte) (tags []string, config map[string]any, 
 	return manifest[0].RepoTags, config, files(t, in[manifest[0].Layers[0]])
 }
 
+// checkBill holds a bill of materials against the program it is about and against
+// the list of linked packages, of which it must name every module and no other.
+func checkBill(t *testing.T, bill, program []byte) {
+	t.Helper()
+	type component struct {
+		Name, Version, PURL string
+		Hashes              []struct{ Alg, Content string }
+	}
+	var b struct {
+		BOMFormat, SpecVersion string
+		Metadata               struct {
+			Timestamp string
+			Component component
+		}
+		Components   []component
+		Dependencies []struct{ DependsOn []string }
+	}
+	if err := json.Unmarshal(bill, &b); err != nil {
+		t.Fatal(err)
+	}
+	about := b.Metadata.Component
+	sum := sha256.Sum256(program)
+	if b.BOMFormat != "CycloneDX" || b.Metadata.Timestamp != created || about.Version != version ||
+		len(about.Hashes) != 1 || about.Hashes[0].Content != hex.EncodeToString(sum[:]) {
+		t.Errorf("%s %s of %s about %+v", b.BOMFormat, b.SpecVersion, b.Metadata.Timestamp, about)
+	}
+	var got []string
+	for _, c := range b.Components {
+		if c.Name == "std" {
+			continue
+		}
+		got = append(got, c.Name+" "+c.Version)
+		if len(c.Hashes) != 1 || c.PURL != "pkg:golang/"+c.Name+"@"+c.Version {
+			t.Errorf("%+v", c)
+		}
+	}
+	list, err := os.ReadFile("../../docs/linked-packages.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for line := range strings.Lines(string(list)) {
+		if name, version, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !strings.HasPrefix(line, " ") && name != "#" {
+			want = append(want, name+" "+version)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("the bill has\n%s\nand docs/linked-packages.txt\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if len(b.Dependencies) != 1 || len(b.Dependencies[0].DependsOn) != len(b.Components) {
+		t.Errorf("%d components, dependencies %+v", len(b.Components), b.Dependencies)
+	}
+}
+
 func TestImage(t *testing.T) {
-	first := build(t, runtime.GOARCH)
+	first, bill := build(t, runtime.GOARCH)
 	tags, config, layer := image(t, first)
 	if want := []string{"ghcr.io/hosthygiene/agent:" + version}; !slices.Equal(tags, want) {
 		t.Errorf("it is named %q, want %q", tags, want)
@@ -106,10 +168,14 @@ func TestImage(t *testing.T) {
 	if os.Getenv("HYGIENE_NIGHTLY") != "" {
 		env = append(env, "GOCACHE="+t.TempDir())
 	}
-	second := build(t, runtime.GOARCH, env...)
+	second, billAgain := build(t, runtime.GOARCH, env...)
 	if a, b := sha256.Sum256(first), sha256.Sum256(second); a != b {
 		t.Errorf("two builds differ: %x and %x", a, b)
 	}
+	if !bytes.Equal(bill, billAgain) {
+		t.Error("two builds have different bills of materials")
+	}
+	checkBill(t, bill, layer["agent"])
 
 	// It needs nothing of a system: it runs where there is nothing else.
 	root := t.TempDir()
@@ -127,7 +193,9 @@ func TestImageForTheOtherArchitecture(t *testing.T) {
 	if runtime.GOARCH == "arm64" {
 		arch, machine = "amd64", elf.EM_X86_64
 	}
-	_, config, layer := image(t, build(t, arch))
+	archive, bill := build(t, arch)
+	_, config, layer := image(t, archive)
+	checkBill(t, bill, layer["agent"])
 	if config["architecture"] != arch {
 		t.Errorf("the image says %v", config["architecture"])
 	}
