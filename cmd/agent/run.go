@@ -113,6 +113,7 @@ func (d *daemon) run(ctx context.Context) error {
 	watcher := watch.New(view, log, wake)
 	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies, watcher)
 	eng.Annotate = remedies.Attempt
+	eng.Cluster = cluster{publisher, api}
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup
