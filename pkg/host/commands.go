@@ -45,6 +45,13 @@ func RPMWhatProvides(names ...string) Command {
 	return Command{argv: argv, timeout: 20 * time.Second}
 }
 
+// RPMInstallTimes lists when the named packages were installed, as
+// NAME<TAB>SECONDS lines.
+func RPMInstallTimes(names ...string) Command {
+	argv := append([]string{"/usr/bin/rpm", "-q", "--qf", `%{NAME}\t%{INSTALLTIME}\n`, "--"}, names...)
+	return Command{argv: argv, timeout: 20 * time.Second}
+}
+
 // dryRunFlags turn a package manager's install into one that changes nothing.
 var dryRunFlags = map[string]string{
 	"/usr/bin/apt-get": "--simulate",
