@@ -361,6 +361,9 @@ func (c *kubeletPass) consequence(minor int) string {
 	if c.down {
 		return "the kubelet is down, and from that version on this is why"
 	}
+	if c.minor == 0 {
+		return fmt.Sprintf("upgraded to 1.%d or later, the kubelet does not start", minor)
+	}
 	return fmt.Sprintf("upgraded to 1.%d, the kubelet does not start", max(minor, c.minor+1))
 }
 
@@ -386,7 +389,7 @@ func (c *kubeletPass) checkFlags(k Kubelet) {
 			e.Expected = fmt.Sprintf("not there from 1.%d on%s", h.removed, says)
 			c.r.Add(finding.Finding{
 				Reason: "KubeletFlagRemoved", Severity: c.severity(), Subject: "--" + name,
-				Message:  fmt.Sprintf("the kubelet has the flag --%s, which was removed in 1.%d: %s", name, h.removed, c.consequence(h.removed)),
+				Message:  fmt.Sprintf("the kubelet has the flag --%s, which 1.%d does not know: %s", name, h.removed, c.consequence(h.removed)),
 				Evidence: []finding.Evidence{e},
 			})
 			continue
@@ -396,7 +399,7 @@ func (c *kubeletPass) checkFlags(k Kubelet) {
 		}
 		message := fmt.Sprintf("the kubelet has the deprecated flag --%s", name)
 		if h.removed > 0 {
-			message = fmt.Sprintf("the kubelet has the flag --%s, which is removed in 1.%d", name, h.removed)
+			message = fmt.Sprintf("the kubelet has the flag --%s, which 1.%d does not know", name, h.removed)
 		}
 		e.Expected = "not there" + says
 		c.r.Add(finding.Finding{Reason: "KubeletFlagDeprecated", Severity: finding.Info, Subject: "--" + name, Message: message, Evidence: []finding.Evidence{e}})
@@ -416,7 +419,7 @@ func (c *kubeletPass) checkGates(config KubeletConfig) {
 			e.Expected = fmt.Sprintf("not set from 1.%d on", h.removed)
 			c.r.Add(finding.Finding{
 				Reason: "FeatureGateRemoved", Severity: c.severity(), Subject: name,
-				Message:  fmt.Sprintf("the kubelet's configuration sets the feature gate %s, which was removed in 1.%d: %s", name, h.removed, c.consequence(h.removed)),
+				Message:  fmt.Sprintf("the kubelet's configuration sets the feature gate %s, which 1.%d does not know: %s", name, h.removed, c.consequence(h.removed)),
 				Evidence: []finding.Evidence{e},
 			})
 		case c.soon(h.locked) && value != h.lockedTo:
@@ -430,7 +433,7 @@ func (c *kubeletPass) checkGates(config KubeletConfig) {
 			e.Expected = fmt.Sprintf("not set from 1.%d on", h.removed)
 			c.r.Add(finding.Finding{
 				Reason: "FeatureGateRemoved", Severity: finding.Info, Subject: name,
-				Message:  fmt.Sprintf("the kubelet's configuration sets the feature gate %s, which is removed in 1.%d", name, h.removed),
+				Message:  fmt.Sprintf("the kubelet's configuration sets the feature gate %s, which 1.%d does not know", name, h.removed),
 				Evidence: []finding.Evidence{e},
 			})
 		}
@@ -856,7 +859,7 @@ func (c *kubeletPass) checkSelectors() {
 		pods := kept.users[label]
 		c.r.Add(finding.Finding{
 			Reason: "DeprecatedLabels", Severity: finding.Info, Subject: label,
-			Message:  fmt.Sprintf("%d pods on this node select nodes by the deprecated label %s", len(pods), label),
+			Message:  fmt.Sprintf("pods on this node that select nodes by the deprecated label %s: %d", label, len(pods)),
 			Evidence: []finding.Evidence{{Source: "kubelet /pods", Observed: list(pods, 5), Expected: oldLabels[label]}},
 		})
 	}
