@@ -13,7 +13,8 @@ import (
 // A healthy idle pass executes none of them:
 //
 //	command          when
-//	rpm -q           the rpm database file changed since the last answer
+//	rpm -q           the rpm database file changed since the last answer of its
+//	                 kind: what is installed, when packages that need a reboot were
 //	dry runs         a person asked for plan --simulate, or a repair is about
 //	                 to run the same without the dry
 //	journalctl       a repair has ended: its last lines

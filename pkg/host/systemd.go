@@ -47,7 +47,7 @@ type busLink struct {
 
 // batchToken lets one batch of questions be under way at a time. A bus fails the
 // questions of a connection that awaits more answers than it allows (128,
-// max_replies_per_connection of dbus-daemon's system bus), and nine probes may
+// max_replies_per_connection of dbus-daemon's system bus), and all probes may
 // ask at once.
 type batchToken struct {
 	once sync.Once

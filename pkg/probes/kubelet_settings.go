@@ -645,6 +645,7 @@ func (c *kubeletPass) checkCertificates(k Kubelet, config KubeletConfig, known b
 			if !ok {
 				continue
 			}
+			c.r.Follow = append(c.r.Follow, file)
 			if cert.err != nil {
 				c.fail("%s certificate of the kubelet: %s: %w", of.what, file, cert.err)
 			} else {

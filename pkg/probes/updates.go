@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -44,6 +45,11 @@ func (Updates) Wakes(Require) Wakes {
 		w.Files = append(w.Files, followed(m.file)...)
 	}
 	w.Files = append(w.Files, followed(modulesDir+"/")...)
+	for _, dir := range rpmDirs { // as the packages probe does, with its reason
+		for _, f := range rpmFiles {
+			w.Files = append(w.Files, host.FollowedFile{Name: path.Join(dir, f), On: host.FileWritten})
+		}
+	}
 	return w
 }
 
@@ -395,9 +401,6 @@ func (c *updatesPass) replacedSinceBoot() []installedAt {
 	}
 	if !ok || err != nil {
 		return nil
-	}
-	for _, name := range rpmFiles {
-		c.r.Follow = append(c.r.Follow, db.dir+"/"+name)
 	}
 	kept, ok := Kept[keptInstalls](c.Memory, "installs")
 	if !ok || kept.state != db.state {
