@@ -365,8 +365,8 @@ type KubeletConfig struct {
 	EvictsForPIDs bool
 	// ReservesMemory: systemReserved or kubeReserved has an entry for memory.
 	ReservesMemory bool
-	// FailCgroupV1 as it is set; nil leaves it to the version.
-	FailCgroupV1 *bool
+	// AllowsCgroupV1: failCgroupV1 is set to false. Not set, the version decides.
+	AllowsCgroupV1 bool
 }
 
 // ReservedPIDs is what pods are to leave to the host.
@@ -599,7 +599,7 @@ func decodeKubeletConfig(data []byte) (KubeletConfig, error) {
 		SwapBehavior:    f.MemorySwap.SwapBehavior,
 		EvictsForPIDs:   evictsForPIDs(f.EvictionHard) || evictsForPIDs(f.EvictionSoft),
 		ReservesMemory:  reservesMemory(f.SystemReserved) || reservesMemory(f.KubeReserved),
-		FailCgroupV1:    f.FailCgroupV1,
+		AllowsCgroupV1:  f.FailCgroupV1 != nil && !*f.FailCgroupV1,
 	}
 	if f.PodPidsLimit != nil {
 		c.PodPIDsLimit = *f.PodPidsLimit
@@ -716,7 +716,7 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 	}
 	boolean("cgroups-per-qos", func(on bool) { c.CgroupsPerQOS = on })
 	boolean("fail-swap-on", func(on bool) { c.FailSwapOn = on })
-	boolean("fail-cgroupv1", func(on bool) { c.FailCgroupV1 = &on })
+	boolean("fail-cgroupv1", func(on bool) { c.AllowsCgroupV1 = !on })
 	hard, isHard := flags["eviction-hard"]
 	soft, isSoft := flags["eviction-soft"]
 	if isHard || isSoft {

@@ -536,7 +536,7 @@ func (c *kubeletPass) checkCgroups(config KubeletConfig, known, runs bool) {
 			Evidence: []finding.Evidence{{Source: cgroupRoot + "/cgroup.controllers", Observed: "not there", Expected: "cgroup v2"}},
 		}
 		switch {
-		case known && config.FailCgroupV1 != nil && !*config.FailCgroupV1:
+		case known && config.AllowsCgroupV1:
 			f.Evidence = append(f.Evidence, finding.Evidence{Source: config.Source, Observed: "failCgroupV1: false"})
 		case !c.soon(noCgroupV1):
 			f.Severity = finding.Info
