@@ -146,6 +146,8 @@ type kubeletPass struct {
 	// version is the kubelet's, minor its N of 1.N; 0 when it is not known.
 	version string
 	minor   int
+	// untold: the cluster knows the version and has not said it yet.
+	untold bool
 	// down: it should run and does not.
 	down  bool
 	facts []string
@@ -243,7 +245,7 @@ func (c *kubeletPass) findVersion(node Node) {
 		}
 	}
 	if c.minor = minorVersion(c.version); c.minor == 0 {
-		c.version = ""
+		c.version, c.untold = "", c.Cluster != nil
 	}
 }
 
@@ -344,9 +346,10 @@ func elapsed(now, since time.Time, d time.Duration) bool {
 }
 
 // soon reports whether what goes in a minor version meets the next upgrade. A
-// kubelet that is down may be that of the next version already.
+// kubelet that is down may be that of the next version already, and where nothing
+// will say the version, any upgrade may be the one.
 func (c *kubeletPass) soon(minor int) bool {
-	return minor > 0 && (c.minor == 0 || minor <= c.minor+1)
+	return minor > 0 && !c.untold && (c.minor == 0 || minor <= c.minor+1)
 }
 
 func (c *kubeletPass) severity() finding.Severity {

@@ -2,6 +2,7 @@ package probes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -308,10 +309,11 @@ func (c *updatesPass) suse() []updater {
 	var found []updater
 	if c.there("os-update.timer") {
 		u := updater{name: "os-update", unit: "os-update.timer", service: "os-update.service", installs: true}
-		config := c.settings("/usr/etc/os-update.conf", "/etc/os-update.conf")
-		// auto, reboot, none (os-update(8)); what it restarts otherwise are services.
-		if cmd := config["reboot_cmd"]; cmd != "" && cmd != "none" {
-			u.reboots = &finding.Evidence{Source: "/etc/os-update.conf", Observed: "REBOOT_CMD=" + cmd, Expected: "none"}
+		// auto, rebootmgr or reboot (github.com/openSUSE/os-update): it always reboots
+		// when an update asks for it.
+		method := c.settings("/usr/etc/os-update.conf", "/etc/os-update.conf")["reboot_cmd"]
+		if c.rebootsBy(method) {
+			u.reboots = &finding.Evidence{Source: "/etc/os-update.conf", Observed: "REBOOT_CMD: " + cmp.Or(method, "not set, which means auto"), Expected: "rebootmgr, with its strategy off"}
 		}
 		found = append(found, c.triggered(u))
 	}
@@ -338,28 +340,28 @@ func (c *updatesPass) transactionalUpdate() []updater {
 		c.fail("configuration of updates: %w", err)
 	}
 	config := c.settings(slices.Concat([]string{"/usr/etc/transactional-update.conf"}, parts, []string{"/etc/transactional-update.conf"})...)
-	method := config["reboot_method"]
-	manager := c.units["rebootmgr.service"].Running()
-	strategy := c.settings("/usr/share/rebootmgr/rebootmgr.conf", "/usr/etc/rebootmgr.conf", "/usr/etc/rebootmgr/rebootmgr.conf", "/etc/rebootmgr.conf", "/etc/rebootmgr/rebootmgr.conf")["rebootmgr.strategy"]
-	e := &finding.Evidence{Source: "/etc/transactional-update.conf", Observed: "REBOOT_METHOD=" + method, Expected: "kured"}
-	switch method {
-	case "kured", "notify", "none":
-	case "rebootmgr", "auto", "":
-		if method == "" {
-			e.Observed = "REBOOT_METHOD is not set, which means auto"
-		}
-		switch {
-		case manager && strategy == "off":
-		case manager:
-			e.Observed += ", rebootmgr is active"
-			u.reboots = e
-		case method != "rebootmgr": // falls back to systemd
-			u.reboots = e
-		}
-	default: // systemd, kexec
-		u.reboots = e
+	if method := config["reboot_method"]; c.rebootsBy(method) {
+		u.reboots = &finding.Evidence{Source: "/etc/transactional-update.conf", Observed: "REBOOT_METHOD: " + cmp.Or(method, "not set, which means auto"), Expected: "kured"}
 	}
 	return []updater{c.triggered(u)}
+}
+
+// rebootsBy reports whether SUSE's way to reboot after an update, of
+// transactional-update or os-update, ends in a reboot that nobody else decides.
+// rebootmgr does nothing when it is not active or its strategy is "off"; "auto"
+// uses it when it is active, and systemd otherwise.
+func (c *updatesPass) rebootsBy(method string) bool {
+	manager := c.units["rebootmgr.service"].Running()
+	off := manager && c.settings("/usr/share/rebootmgr/rebootmgr.conf", "/usr/etc/rebootmgr.conf", "/usr/etc/rebootmgr/rebootmgr.conf", "/etc/rebootmgr.conf", "/etc/rebootmgr/rebootmgr.conf")["rebootmgr.strategy"] == "off"
+	switch method {
+	case "kured", "notify", "none":
+		return false
+	case "rebootmgr":
+		return manager && !off
+	case "auto", "":
+		return !off
+	}
+	return true // systemd, kexec, reboot
 }
 
 // zincati updates Fedora CoreOS and reboots as its strategy says, at once by
