@@ -193,9 +193,7 @@ func (c *kubeletPass) run() {
 	if runs {
 		c.checkSelectors()
 	}
-	for _, f := range k.configFiles(c.ctx, c.Host) {
-		c.r.Follow = append(c.r.Follow, f)
-	}
+	c.r.Follow = append(c.r.Follow, k.configFiles(c.ctx, c.Host)...)
 	what := "kubelet"
 	if k.Program != "kubelet" {
 		what += " in " + k.Program
