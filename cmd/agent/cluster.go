@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
 )
 
@@ -71,6 +72,28 @@ func kubeletServer(h *host.Host) string {
 	}
 	return ""
 }
+
+// cluster is what probes can know of the cluster.
+type cluster struct {
+	publisher *report.Publisher
+	api       *report.API
+}
+
+// Node implements [probes.Cluster].
+func (c cluster) Node() (probes.Node, bool) {
+	n := c.publisher.Node()
+	if n == nil {
+		return probes.Node{}, false
+	}
+	node := probes.Node{KubeletVersion: n.Status.NodeInfo.KubeletVersion}
+	for _, cond := range n.Status.Conditions {
+		node.Conditions = append(node.Conditions, probes.NodeCondition{Type: cond.Type, Status: cond.Status, Heartbeat: cond.LastHeartbeatTime.Time})
+	}
+	return node, true
+}
+
+// Version implements [probes.Cluster].
+func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Version(ctx) }
 
 // kubeletClient asks the kubelet of this node with the pod's token, directly:
 // through the API server it would take nodes/proxy, which also allows exec into

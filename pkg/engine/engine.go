@@ -58,6 +58,8 @@ type Engine struct {
 	// Annotate, if set before Run, adds to a finding what is known of it besides:
 	// how its remedy failed. It is called from the engine's only loop.
 	Annotate func(probe string, f finding.Finding) finding.Finding
+	// Cluster, if set before Run, is what probes can know of the cluster.
+	Cluster probes.Cluster
 	// list is what runs; tests replace it.
 	list func(*config.Sections) []probes.Probe
 
@@ -322,7 +324,7 @@ func (l *loop) start(s *slot, now time.Time) {
 	s.last, s.owes, s.woken = now, s.woken, false
 	s.running = true
 	s.gen++
-	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Memory: s.memory}
+	in := probes.Input{Host: l.view, Now: now, Require: l.cfg.Require, Cluster: l.Cluster, Memory: s.memory}
 	p, gen, ctx := s.probe, s.gen, l.ctx
 	asOf := host.AsOf(ctx, now)
 	go func() {

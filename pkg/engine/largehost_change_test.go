@@ -252,6 +252,30 @@ func TestChangesAreSeen(t *testing.T) {
 			h.replace(t, box+"/cgroup.procs", "99999\n")
 			return func() { h.replace(t, box+"/cgroup.procs", was+"\n") }
 		}},
+		{name: "swap is switched on", want: "SwapEnabled", change: func(t *testing.T, h *largeHost) func() {
+			h.edit(t, "/proc/swaps", "Priority\n", "Priority\n/swap file 1 0 -2\n")
+			return func() { h.edit(t, "/proc/swaps", "/swap file 1 0 -2\n", "") }
+		}},
+		{name: "a feature gate is set that the next kubelet does not know", want: "FeatureGateRemoved SidecarContainers", change: func(t *testing.T, h *largeHost) func() {
+			h.edit(t, "/var/lib/kubelet/config.yaml", "maxPods", "featureGates: {SidecarContainers: true}\nmaxPods")
+			return func() { h.edit(t, "/var/lib/kubelet/config.yaml", "featureGates: {SidecarContainers: true}\n", "") }
+		}},
+		{name: "a reboot falls due", want: "RebootPending", change: func(t *testing.T, h *largeHost) func() {
+			h.replace(t, "/run/reboot-required", "")
+			return func() { os.Remove(h.dir + "/run/reboot-required") }
+		}},
+		{name: "updates are switched off in a file that is there", want: "UpdatesNotConfigured", change: func(t *testing.T, h *largeHost) func() {
+			h.edit(t, "/etc/apt/apt.conf.d/20auto-upgrades", "Unattended-Upgrade \"1\"", "Unattended-Upgrade \"0\"")
+			return func() {
+				h.edit(t, "/etc/apt/apt.conf.d/20auto-upgrades", "Unattended-Upgrade \"0\"", "Unattended-Upgrade \"1\"")
+			}
+		}},
+		{name: "a newer kernel is installed", want: "KernelOutdated", change: func(t *testing.T, h *largeHost) func() {
+			b := &builder{t: t, dir: h.dir, made: map[string]bool{}}
+			b.file("/lib/modules/6.12.57+deb13-amd64/modules.dep", "")
+			b.file("/boot/vmlinuz-6.12.57+deb13-amd64", "")
+			return func() { os.Remove(h.dir + "/boot/vmlinuz-6.12.57+deb13-amd64") }
+		}},
 		{name: "a daemon is a zombie", want: "NoTimeDaemon", change: func(t *testing.T, h *largeHost) func() {
 			stat := fmt.Sprintf("/proc/%d/stat", pidChronyd)
 			h.edit(t, stat, ") S ", ") Z ")

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
 )
 
 // hostSize is how much there is on a generated host.
@@ -222,6 +223,25 @@ func (b *builder) system(h *largeHost) {
 	b.attributes("/sys/fs/ext4/vda1", "errors_count", "0")
 	b.file("/run/udev/data/b254:1", "S:disk/by-uuid/"+rootUUID+"\nE:ID_FS_TYPE=ext4\n")
 	b.attributes("/sys/class/ptp/ptp0", "clock_name", "KVM virtual PTP")
+	b.updates(h)
+}
+
+// updates writes what updates the host by itself.
+func (b *builder) updates(h *largeHost) {
+	b.file("/etc/apt/apt.conf.d/20auto-upgrades", "APT::Periodic::Update-Package-Lists \"1\";\nAPT::Periodic::Unattended-Upgrade \"1\";\n")
+	b.file("/etc/apt/apt.conf.d/50unattended-upgrades", "Unattended-Upgrade::Origins-Pattern {\n"+strings.Repeat("// \"origin=Debian\";\n", 100)+"};\n")
+	for i := range 8 {
+		b.file(fmt.Sprintf("/etc/apt/apt.conf.d/%02dother", i), "DPkg::Post-Invoke { \"true\"; };\n")
+	}
+	b.file("/usr/bin/unattended-upgrade", "")
+	b.file("/var/lib/apt/periodic/upgrade-stamp", "")
+	b.file("/var/lib/apt/periodic/update-stamp", "")
+	for _, release := range []string{"6.12.41+deb13-amd64", "6.12.48+deb13-amd64"} {
+		b.file("/lib/modules/"+release+"/modules.dep", "")
+		b.file("/boot/vmlinuz-"+release, "")
+	}
+	h.units["apt-daily-upgrade.timer"] = host.Unit{Name: "apt-daily-upgrade.timer", ID: "apt-daily-upgrade.timer", Load: "loaded", Active: "active", Sub: "waiting", FileState: "enabled", ActiveSince: bootTime}
+	h.units["apt-daily-upgrade.service"] = host.Unit{Name: "apt-daily-upgrade.service", ID: "apt-daily-upgrade.service", Load: "loaded", Active: "inactive", Sub: "dead", FileState: "static", Result: "success"}
 }
 
 // block makes the links to a disk's directory.
@@ -404,7 +424,7 @@ func (b *builder) podsAndProcesses(h *largeHost) {
 	b.daemon(h, pidIscsid, "iscsid", "iscsid.service", 1, -1000, "/sbin/iscsid")
 	b.daemon(h, pidSSH, "sshd", "ssh.service", 1, -1000, "sshd: /usr/sbin/sshd -D [listener]")
 	h.units["iscsid.socket"] = host.Unit{Name: "iscsid.socket", ID: "iscsid.socket", Load: "loaded", Active: "active", Sub: "running", FileState: "enabled"}
-	b.file("/var/lib/kubelet/config.yaml", fmt.Sprintf("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\nmaxPods: 500\npodPidsLimit: 4096\nsystemReserved: {pid: \"%d\"}\n", reserved))
+	b.file("/var/lib/kubelet/config.yaml", fmt.Sprintf("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\nmaxPods: 500\npodPidsLimit: 4096\nsystemReserved: {pid: \"%d\", memory: 4Gi}\nevictionHard: {memory.available: 100Mi, pid.available: 5%%}\n", reserved))
 
 	count, threads := 7, 110
 	for pid := 2; pid < 500 && pid < h.size.processes/20; pid++ {
@@ -755,6 +775,15 @@ func (h *largeHost) Run(_ context.Context, c host.Command) (host.Output, error) 
 	h.asked.commands.Add(1)
 	return host.Output{}, errors.New("executed " + c.String())
 }
+
+// largeCluster is the cluster the host is a node of.
+type largeCluster struct{}
+
+func (largeCluster) Node() (probes.Node, bool) {
+	return probes.Node{KubeletVersion: "v1.36.3", Conditions: []probes.NodeCondition{{Type: "Ready", Status: "True", Heartbeat: time.Now()}}}, true
+}
+
+func (largeCluster) Version(context.Context) (string, error) { return "v1.36.3", nil }
 
 func (h *largeHost) KubeletAPI(_ context.Context, name string) ([]byte, error) {
 	h.asked.kubelet.Add(1)

@@ -13,7 +13,8 @@ import (
 // A healthy idle pass executes none of them:
 //
 //	command          when
-//	rpm -q           the rpm database file changed since the last answer
+//	rpm -q           the rpm database file changed since the last answer of its
+//	                 kind: what is installed, when packages that need a reboot were
 //	dry runs         a person asked for plan --simulate, or a repair is about
 //	                 to run the same without the dry
 //	journalctl       a repair has ended: its last lines
@@ -42,6 +43,13 @@ func RPMQuery(names ...string) Command {
 // RPMWhatProvides lists the installed packages that provide a capability.
 func RPMWhatProvides(names ...string) Command {
 	argv := append([]string{"/usr/bin/rpm", "-q", "--whatprovides", "--qf", `%{NAME}\t%{EVR}\t%{ARCH}\n`, "--"}, names...)
+	return Command{argv: argv, timeout: 20 * time.Second}
+}
+
+// RPMInstallTimes lists when the named packages were installed, as
+// NAME<TAB>SECONDS lines.
+func RPMInstallTimes(names ...string) Command {
+	argv := append([]string{"/usr/bin/rpm", "-q", "--qf", `%{NAME}\t%{INSTALLTIME}\n`, "--"}, names...)
 	return Command{argv: argv, timeout: 20 * time.Second}
 }
 

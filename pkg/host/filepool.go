@@ -29,11 +29,12 @@ const (
 	opStat
 	opLstat
 	opRealPath
+	opCertificates
 )
 
 // String is the operation's name in errors.
 func (o fileOp) String() string {
-	return [...]string{"read", "read", "read", "readdir", "readlink", "readlink", "stat", "lstat", "realpath"}[o]
+	return [...]string{"read", "read", "read", "readdir", "readlink", "readlink", "stat", "lstat", "realpath", "read"}[o]
 }
 
 type fileCall struct {
@@ -46,6 +47,7 @@ type fileAnswer struct {
 	data  []byte
 	attrs []Attribute
 	links []Link
+	certs [][]byte
 	names []string
 	text  string
 	info  FileInfo
@@ -286,6 +288,8 @@ func (r *Root) answer(c fileCall, w *fileWorker) (err error) {
 		a.info, err = r.stat(c.name, unix.O_PATH|unix.O_NOFOLLOW)
 	case opRealPath:
 		a.text, err = r.realPath(c.name)
+	case opCertificates:
+		a.certs, err = r.readCertificates(c.name)
 	}
 	return err
 }

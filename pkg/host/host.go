@@ -44,6 +44,9 @@ type Files interface {
 	// an error each may be running still, so that nothing it fills must be
 	// looked at.
 	ReadThrough(ctx context.Context, name string, limit int64, each func(piece []byte)) error
+	// Certificates returns the certificates of a PEM file, in DER. Private keys
+	// that stand beside them are not kept.
+	Certificates(ctx context.Context, name string) ([][]byte, error)
 	// ReadAttributes reads several small files below one directory, such as the
 	// attributes of a device in sysfs, of at most [MaxAttribute] bytes each. The
 	// way to the directory is walked once and not for every file, which there is
@@ -249,6 +252,9 @@ type Unit struct {
 	// ActiveSince and InactiveSince are when the unit last entered and left
 	// the active state; zero when never.
 	ActiveSince, InactiveSince time.Time
+	// LastTrigger is when a timer last started its unit, also before this boot
+	// where the timer is persistent; zero when never.
+	LastTrigger time.Time
 	// FragmentPath is the unit file; What is the device of a mount unit.
 	FragmentPath, What, Where string
 }

@@ -178,6 +178,12 @@ func (r *Root) ReadThrough(ctx context.Context, name string, limit int64, each f
 	return r.askFor(ctx, fileCall{op: opReadThrough, name: name, limit: limit}, nil, each).err
 }
 
+// Certificates implements [Files].
+func (r *Root) Certificates(ctx context.Context, name string) ([][]byte, error) {
+	a := r.ask(ctx, fileCall{op: opCertificates, name: name})
+	return a.certs, a.err
+}
+
 // ReadAttributes implements [Files].
 func (r *Root) ReadAttributes(ctx context.Context, dir string, names ...string) []Attribute {
 	a := r.ask(ctx, fileCall{op: opReadAttributes, name: dir}, names...)

@@ -47,7 +47,7 @@ type busLink struct {
 
 // batchToken lets one batch of questions be under way at a time. A bus fails the
 // questions of a connection that awaits more answers than it allows (128,
-// max_replies_per_connection of dbus-daemon's system bus), and nine probes may
+// max_replies_per_connection of dbus-daemon's system bus), and all probes may
 // ask at once.
 type batchToken struct {
 	once sync.Once
@@ -421,6 +421,8 @@ func unitProperties(u *Unit) []propertyCall {
 			propertyCall{iface: iface + "Mount", name: "What", set: text(&u.What)},
 			propertyCall{iface: iface + "Mount", name: "Where", set: text(&u.Where)},
 			propertyCall{iface: iface + "Mount", name: "Result", set: text(&u.Result)})
+	case strings.HasSuffix(u.ID, ".timer"):
+		props = append(props, propertyCall{iface: iface + "Timer", name: "LastTriggerUSec", set: moment(&u.LastTrigger)})
 	case strings.HasSuffix(u.ID, ".slice"):
 		props = append(props, propertyCall{iface: iface + "Slice", name: "ControlGroup", set: text(&u.ControlGroup)})
 	case strings.HasSuffix(u.ID, ".scope"):

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -46,6 +47,9 @@ func runCases[P Probe](t *testing.T, name string, defaults func() P) {
 				t.Fatalf("config: %v", err)
 			}
 			in := Input{Host: h, Memory: NewMemory()}
+			if _, ok := h.Section("cluster/node"); ok {
+				in.Cluster = scriptedCluster{t, h}
+			}
 			if text, ok := h.Section("require"); ok {
 				if err := yaml.UnmarshalStrict([]byte(text), &in.Require); err != nil {
 					t.Fatalf("require: %v", err)
@@ -98,6 +102,47 @@ func renderTables(tables []Table, err error) string {
 		fmt.Fprintf(&b, "error: %v\n", err)
 	}
 	return b.String()
+}
+
+// scriptedCluster answers from two sections of a case: "cluster/node", a Node
+// object as far as it is read, or "unknown", and "cluster/version", the version or
+// "error TEXT".
+type scriptedCluster struct {
+	t *testing.T
+	h *hosttest.Host
+}
+
+func (c scriptedCluster) Node() (Node, bool) {
+	text, _ := c.h.Section("cluster/node")
+	if strings.TrimSpace(text) == "unknown" {
+		return Node{}, false
+	}
+	var object struct {
+		KubeletVersion string
+		Conditions     []struct {
+			Type, Status string
+			Heartbeat    time.Time
+		}
+	}
+	if err := yaml.UnmarshalStrict([]byte(text), &object); err != nil {
+		c.t.Fatalf("cluster/node: %v", err)
+	}
+	node := Node{KubeletVersion: object.KubeletVersion}
+	for _, cond := range object.Conditions {
+		node.Conditions = append(node.Conditions, NodeCondition{cond.Type, cond.Status, cond.Heartbeat})
+	}
+	return node, true
+}
+
+func (c scriptedCluster) Version(context.Context) (string, error) {
+	text, ok := c.h.Section("cluster/version")
+	if !ok {
+		c.t.Error("the probe asked for the API server's version, which the case does not list")
+	}
+	if msg, bad := strings.CutPrefix(text, "error "); bad || !ok {
+		return "", errors.New(strings.TrimSpace(msg))
+	}
+	return strings.TrimSpace(text), nil
 }
 
 func setSection(ar *txtar.Archive, name, text string) {

@@ -25,6 +25,8 @@ import (
 type Kubelet struct {
 	// PID is the process, of the kubelet itself or of what it is built into.
 	PID int
+	// StartTicks tells it from another process that had the PID.
+	StartTicks uint64
 	// Program is "kubelet", or what it is built into: "k3s", "kubelite",
 	// "hyperkube".
 	Program string
@@ -74,7 +76,7 @@ func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err erro
 	if !ok {
 		return Kubelet{}, false, nil
 	}
-	k = Kubelet{PID: p.PID, Program: kubeletProgram(p.Comm), RootDir: "/var/lib/kubelet"}
+	k = Kubelet{PID: p.PID, StartTicks: p.StartTicks, Program: kubeletProgram(p.Comm), RootDir: "/var/lib/kubelet"}
 	var errs []error
 	if k.OwnMounts, err = ownMounts(ctx, v, p.PID); err != nil {
 		errs = append(errs, fmt.Errorf("mount namespace of the kubelet: %w", err))
@@ -295,7 +297,7 @@ func (f KubeletFlags) Last(name string) string {
 // them is theirs even when it begins with '-', as in "--oom-score-adj -999".
 var valueFlags = []string{
 	"cgroup-driver", "cgroup-root", "config", "config-dir", "container-runtime-endpoint",
-	"enforce-node-allocatable", "kube-reserved", "kubelet-args-file", "max-pods", "oom-score-adj",
+	"cert-dir", "enforce-node-allocatable", "eviction-hard", "eviction-soft", "feature-gates", "kube-reserved", "kubelet-args-file", "max-pods", "oom-score-adj",
 	"pod-max-pids", "root-dir", "system-reserved", "tls-cert-file",
 }
 
@@ -353,6 +355,18 @@ type KubeletConfig struct {
 	// TLSCertFile is the certificate of port 10250; empty: one of its own in
 	// RootDir/pki.
 	TLSCertFile string
+	// FeatureGates are those that are set, whatever to.
+	FeatureGates map[string]bool
+	// FailSwapOn: it does not start on a host with swap. SwapBehavior says what
+	// pods may use of it: "", "NoSwap", "LimitedSwap".
+	FailSwapOn   bool
+	SwapBehavior string
+	// EvictsForPIDs: an eviction threshold, hard or soft, is on pid.available.
+	EvictsForPIDs bool
+	// ReservesMemory: systemReserved or kubeReserved has an entry for memory.
+	ReservesMemory bool
+	// AllowsCgroupV1: failCgroupV1 is set to false. Not set, the version decides.
+	AllowsCgroupV1 bool
 }
 
 // ReservedPIDs is what pods are to leave to the host.
@@ -375,6 +389,26 @@ type kubeletFileConfig struct {
 	CgroupDriver           string                 `json:"cgroupDriver"`
 	RuntimeEndpoint        string                 `json:"containerRuntimeEndpoint"`
 	TLSCertFile            string                 `json:"tlsCertFile"`
+	FeatureGates           map[string]bool        `json:"featureGates"`
+	FailSwapOn             *bool                  `json:"failSwapOn"`
+	FailCgroupV1           *bool                  `json:"failCgroupV1"`
+	MemorySwap             struct {
+		SwapBehavior string `json:"swapBehavior"`
+	} `json:"memorySwap"`
+	EvictionHard map[string]looseString `json:"evictionHard"`
+	EvictionSoft map[string]looseString `json:"evictionSoft"`
+}
+
+// evictsForPIDs reports whether a map of thresholds has the one for PIDs
+// (kubernetes pkg/kubelet/eviction/api). None of the defaults is for PIDs.
+func evictsForPIDs(thresholds map[string]looseString) bool {
+	_, ok := thresholds["pid.available"]
+	return ok
+}
+
+// reservesMemory reports whether a reservation has memory that is more than none.
+func reservesMemory(reserved map[string]looseString) bool {
+	return strings.Trim(string(reserved["memory"]), "0") != ""
 }
 
 // looseString takes a number as well: "pid: 1000" without quotes is what people
@@ -560,6 +594,12 @@ func decodeKubeletConfig(data []byte) (KubeletConfig, error) {
 		CgroupDriver:    f.CgroupDriver,
 		RuntimeEndpoint: f.RuntimeEndpoint,
 		TLSCertFile:     f.TLSCertFile,
+		FeatureGates:    f.FeatureGates,
+		FailSwapOn:      f.FailSwapOn == nil || *f.FailSwapOn,
+		SwapBehavior:    f.MemorySwap.SwapBehavior,
+		EvictsForPIDs:   evictsForPIDs(f.EvictionHard) || evictsForPIDs(f.EvictionSoft),
+		ReservesMemory:  reservesMemory(f.SystemReserved) || reservesMemory(f.KubeReserved),
+		AllowsCgroupV1:  f.FailCgroupV1 != nil && !*f.FailCgroupV1,
 	}
 	if f.PodPidsLimit != nil {
 		c.PodPIDsLimit = *f.PodPidsLimit
@@ -636,8 +676,11 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 		used = true
 		quantity := ""
 		for pair := range strings.SplitSeq(strings.Join(vs, ","), ",") {
-			if k, v, _ := strings.Cut(pair, "="); strings.TrimSpace(k) == "pid" {
+			switch k, v, _ := strings.Cut(pair, "="); strings.TrimSpace(k) {
+			case "pid":
 				quantity = strings.TrimSpace(v)
+			case "memory":
+				c.ReservesMemory = c.ReservesMemory || strings.Trim(strings.TrimSpace(v), "0") != ""
 			}
 		}
 		n, bad := reservedPIDs("--"+name, quantity)
@@ -659,12 +702,45 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 	if vs, ok := flags["enforce-node-allocatable"]; ok {
 		c.EnforcePods, used = slices.Contains(strings.Split(strings.Join(vs, ","), ","), "pods"), true
 	}
-	if vs, ok := flags["cgroups-per-qos"]; ok {
+	boolean := func(name string, set func(bool)) {
+		vs, ok := flags[name]
+		if !ok {
+			return
+		}
 		on, bad := strconv.ParseBool(vs[len(vs)-1])
 		if bad != nil {
-			wrong = append(wrong, fmt.Sprintf("--cgroups-per-qos: %q is neither true nor false", vs[len(vs)-1]))
+			wrong = append(wrong, fmt.Sprintf("--%s: %q is neither true nor false", name, vs[len(vs)-1]))
 		}
-		c.CgroupsPerQOS, used = on, true
+		set(on)
+		used = true
+	}
+	boolean("cgroups-per-qos", func(on bool) { c.CgroupsPerQOS = on })
+	boolean("fail-swap-on", func(on bool) { c.FailSwapOn = on })
+	boolean("fail-cgroupv1", func(on bool) { c.AllowsCgroupV1 = !on })
+	hard, isHard := flags["eviction-hard"]
+	soft, isSoft := flags["eviction-soft"]
+	if isHard || isSoft {
+		// "memory.available<100Mi,pid.available<5%"
+		thresholds := strings.Join(slices.Concat(hard, soft), ",")
+		c.EvictsForPIDs = c.EvictsForPIDs && !isHard || strings.Contains(thresholds, "pid.available<")
+		used = true
+	}
+	// Gates on the command line add to those in the file and win over them
+	// (kubeletConfigFlagPrecedence in cmd/kubelet/app).
+	for pair := range strings.SplitSeq(strings.Join(flags["feature-gates"], ","), ",") {
+		name, text, _ := strings.Cut(pair, "=")
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		on, bad := strconv.ParseBool(strings.TrimSpace(text))
+		if bad != nil {
+			wrong = append(wrong, fmt.Sprintf("--feature-gates: %.60q is neither true nor false", pair))
+			continue
+		}
+		if c.FeatureGates == nil {
+			c.FeatureGates = map[string]bool{}
+		}
+		c.FeatureGates[name], used = on, true
 	}
 	if wrong != nil {
 		return used, errors.New(strings.Join(wrong, "; "))

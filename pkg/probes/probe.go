@@ -43,8 +43,35 @@ type Input struct {
 	Now time.Time
 	// Require is what this host must have.
 	Require Require
+	// Cluster is the cluster the host is a node of; nil where the agent is not
+	// in one, or not yet told of it.
+	Cluster Cluster
 	// Memory is what this probe remembered on earlier passes; never nil.
 	Memory *Memory
+}
+
+// Cluster is what a probe can know of the cluster beyond this host: what the agent
+// is told of its own Node anyway, and the one question every account may ask.
+type Cluster interface {
+	// Node is this node as it was last seen; ok is false when it never was.
+	Node() (node Node, ok bool)
+	// Version asks an API server for its version, "v1.36.3".
+	Version(ctx context.Context) (string, error)
+}
+
+// Node is the part of the node's own Node object that probes judge. It is shared
+// and must not be changed.
+type Node struct {
+	// KubeletVersion is what the kubelet said when it last started, "v1.36.3".
+	KubeletVersion string
+	Conditions     []NodeCondition
+}
+
+// NodeCondition is a condition of the Node, of whoever wrote it.
+type NodeCondition struct {
+	Type, Status string
+	// Heartbeat is when its owner last confirmed it; zero when never.
+	Heartbeat time.Time
 }
 
 // Memory is what one probe remembers from pass to pass: how long something has

@@ -75,6 +75,8 @@ func TestRules(t *testing.T) {
 		"packages":  "PackageMissing c, PackageManagerBroken c, PackageLockHeld w",
 		"units":     "RequiredUnitMissing c, RequiredUnitNotActive c, RequiredUnitMasked cw, RequiredUnitNotEnabled w, UnwantedUnitActive w, UnwantedUnitEnabled w, UnitFailed w, UnitRestarting w, FileMissing w, FileDiffers w, FileModeWrong w, FileNotRegular w",
 		"kernel":    "ModuleNotLoaded c, ModuleUnavailable c, ModuleBlacklisted cw, ModuleNotPersisted w, SysctlDiffers w, SysctlUnavailable w, SysctlNotPersisted w",
+		"updates":   "UpdatesNotConfigured i, UpdatesNotRunning w, UpdatesFailing w, RebootPending wi, KernelOutdated wi, RebootConflict w",
+		"kubelet":   "KubeletFlagRemoved wc, KubeletFlagDeprecated i, FeatureGateRemoved wci, FeatureGateLocked wc, SwapEnabled wc, NoPIDEviction wi, NoReservations w, CgroupDriverMismatch ci, CgroupV1 wi, CertificateExpiring wc, KubeletSkew ci, OrphanedCondition i, DeprecatedLabels i",
 	}
 	letters := map[finding.Severity]byte{finding.Info: 'i', finding.Warning: 'w', finding.Critical: 'c'}
 	seen := map[string]bool{}

@@ -23,6 +23,9 @@ func TestFollow(t *testing.T) {
 		{DefaultPIDs(), "pids/healthy.txtar", []string{"/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max", "/sys/fs/cgroup/kubepods.slice/pids.max", "/sys/fs/cgroup/kubepods.slice/pids.events", "/var/lib/kubelet/config.yaml"}},
 		{DefaultOOM(), "oom/healthy.txtar", []string{"/proc/455/oom_score_adj"}},
 		{DefaultMultipath(), "multipath/daemon-stopped.txtar", []string{"/sys/block/sda/device/state"}},
+		{DefaultUpdates(), "updates/rocky-healthy.txtar", []string{"/etc/dnf/automatic.conf"}},
+		{DefaultUpdates(), "updates/debian-healthy.txtar", []string{"/etc/apt/apt.conf.d/"}},
+		{DefaultKubeletSettings(), "kubelet-settings/no-cluster.txtar", []string{"/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem", "/var/lib/kubelet/pki/kubelet.crt"}},
 		{DefaultDisks(), "disks/duplicate-targets.txtar", []string{"/sys/block/sda/device/state"}},
 	} {
 		ar, err := txtar.ParseFile(filepath.Join("testdata", c.file))
@@ -73,12 +76,12 @@ func TestWakes(t *testing.T) {
 		}
 		units, files = append(units, w.Units...), append(files, w.Files...)
 	}
-	for _, want := range []string{"own.service", "scored.service", "chrony.service", "multipathd.service", "iscsid.socket"} {
+	for _, want := range []string{"own.service", "scored.service", "chrony.service", "multipathd.service", "iscsid.socket", "kubelet.service", "apt-daily-upgrade.timer"} {
 		if !slices.Contains(units, want) {
 			t.Errorf("%s wakes nobody", want)
 		}
 	}
-	for _, want := range []string{"/etc/multipath/conf.d/50-own.conf", "/proc/sys/net/ipv4/ip_forward", "/var/lib/dpkg/status", "/etc/fstab", "/etc/iscsi/initiatorname.iscsi", "/etc/modules-load.d/"} {
+	for _, want := range []string{"/etc/multipath/conf.d/50-own.conf", "/proc/sys/net/ipv4/ip_forward", "/var/lib/dpkg/status", "/etc/fstab", "/etc/iscsi/initiatorname.iscsi", "/etc/modules-load.d/", "/run/reboot-required", "/lib/modules/", "/var/lib/kubelet/kubeadm-flags.env"} {
 		if !slices.Contains(files, host.FollowedFile{Name: want}) {
 			t.Errorf("%s wakes nobody", want)
 		}

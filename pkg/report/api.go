@@ -156,6 +156,9 @@ type Node struct {
 	} `json:"spec"`
 	Status struct {
 		Conditions []NodeCondition `json:"conditions"`
+		NodeInfo   struct {
+			KubeletVersion string `json:"kubeletVersion"`
+		} `json:"nodeInfo"`
 	} `json:"status"`
 }
 
@@ -196,6 +199,23 @@ func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) 
 		return nil, err
 	}
 	return &node, nil
+}
+
+// Version asks the API server that answers for its version, "v1.36.3". Any account
+// may (system:public-info-viewer). Behind one address there may be several
+// servers, and of several versions during an upgrade.
+func (a *API) Version(ctx context.Context) (string, error) {
+	var version struct {
+		GitVersion string `json:"gitVersion"`
+	}
+	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
+		raw, err := answer(ctx, c.Get().AbsPath("/version"))
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &version)
+	})
+	return version.GitVersion, err
 }
 
 // CreateEvent posts an Event of the core API. One that exists already was

@@ -57,14 +57,17 @@ var sampled = map[string]struct {
 	// labels in the order of desc.
 	labels []string
 }{
-	"hosthygiene_time_offset_seconds":      sample(prometheus.GaugeValue, "hosthygiene_time_offset_seconds", "The clock's offset from true time by its daemon's account; positive when slow."),
-	"hosthygiene_time_error_bound_seconds": sample(prometheus.GaugeValue, "hosthygiene_time_error_bound_seconds", "How far off the clock may be at worst."),
-	"hosthygiene_multipath_paths":          sample(prometheus.GaugeValue, "hosthygiene_multipath_paths", "Paths of a multipath map by state; a map named by its WWID stands under wwid- and the start of the SHA-256 of the WWID.", "map", "state"),
-	"hosthygiene_iscsi_sessions":           sample(prometheus.GaugeValue, "hosthygiene_iscsi_sessions", "iSCSI sessions by state.", "state"),
-	"hosthygiene_iscsi_initiator_info":     sample(prometheus.GaugeValue, "hosthygiene_iscsi_initiator_info", "1, labelled with the start of the SHA-256 of the initiator name: two nodes with one hash share a name.", "hash"),
-	"hosthygiene_pids":                     sample(prometheus.GaugeValue, "hosthygiene_pids", "PIDs (threads) by scope: used, limit and reserved.", "scope", "kind"),
-	"hosthygiene_oom_kills_total":          sample(prometheus.CounterValue, "hosthygiene_oom_kills_total", "OOM kills counted by the kernel, by scope.", "scope"),
-	"hosthygiene_package_installed":        sample(prometheus.GaugeValue, "hosthygiene_package_installed", "1 when the required package, or what it stands for, is installed.", "package"),
+	"hosthygiene_time_offset_seconds":                          sample(prometheus.GaugeValue, "hosthygiene_time_offset_seconds", "The clock's offset from true time by its daemon's account; positive when slow."),
+	"hosthygiene_time_error_bound_seconds":                     sample(prometheus.GaugeValue, "hosthygiene_time_error_bound_seconds", "How far off the clock may be at worst."),
+	"hosthygiene_multipath_paths":                              sample(prometheus.GaugeValue, "hosthygiene_multipath_paths", "Paths of a multipath map by state; a map named by its WWID stands under wwid- and the start of the SHA-256 of the WWID.", "map", "state"),
+	"hosthygiene_iscsi_sessions":                               sample(prometheus.GaugeValue, "hosthygiene_iscsi_sessions", "iSCSI sessions by state.", "state"),
+	"hosthygiene_iscsi_initiator_info":                         sample(prometheus.GaugeValue, "hosthygiene_iscsi_initiator_info", "1, labelled with the start of the SHA-256 of the initiator name: two nodes with one hash share a name.", "hash"),
+	"hosthygiene_pids":                                         sample(prometheus.GaugeValue, "hosthygiene_pids", "PIDs (threads) by scope: used, limit and reserved.", "scope", "kind"),
+	"hosthygiene_oom_kills_total":                              sample(prometheus.CounterValue, "hosthygiene_oom_kills_total", "OOM kills counted by the kernel, by scope.", "scope"),
+	"hosthygiene_reboot_required":                              sample(prometheus.GaugeValue, "hosthygiene_reboot_required", "1 while installed updates wait for a reboot."),
+	"hosthygiene_updates_last_success_timestamp_seconds":       sample(prometheus.GaugeValue, "hosthygiene_updates_last_success_timestamp_seconds", "When automatic updates last succeeded, where that is known."),
+	"hosthygiene_kubelet_certificate_expiry_timestamp_seconds": sample(prometheus.GaugeValue, "hosthygiene_kubelet_certificate_expiry_timestamp_seconds", "When a certificate of the kubelet ends: client or serving.", "certificate"),
+	"hosthygiene_package_installed":                            sample(prometheus.GaugeValue, "hosthygiene_package_installed", "1 when the required package, or what it stands for, is installed.", "package"),
 }
 
 func sample(kind prometheus.ValueType, name, help string, labels ...string) (s struct {

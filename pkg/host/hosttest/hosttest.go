@@ -491,6 +491,8 @@ func (h *Host) units() (known []host.Unit, rest bool, err error) {
 				u.ActiveSince, err = time.Parse(time.RFC3339, v)
 			case "inactivesince":
 				u.InactiveSince, err = time.Parse(time.RFC3339, v)
+			case "triggered":
+				u.LastTrigger, err = time.Parse(time.RFC3339, v)
 			case "fragment":
 				u.FragmentPath = v
 			case "what":
