@@ -157,8 +157,9 @@ type View interface {
 	// LockHolder asks for the holder of a POSIX record lock that conflicts with
 	// a write lock on the whole file, without taking it (fcntl(2) F_GETLK).
 	LockHolder(ctx context.Context, name string) (Lock, error)
-	// KernelLog returns the records still in the kernel's ring buffer, oldest
-	// first. The slice must not be changed.
+	// KernelLog returns the kernel's own records that are still in its ring
+	// buffer, oldest first; what processes wrote there is left out. The slice must
+	// not be changed.
 	KernelLog(ctx context.Context) ([]KernelRecord, error)
 
 	// Run executes one of the read-only commands listed in commands.go in the
@@ -309,6 +310,11 @@ type Lock struct {
 type KernelRecord struct {
 	// Priority is the syslog level, 0 to 7.
 	Priority int
+	// Facility is 0 for the kernel. What a process writes to /dev/kmsg gets
+	// another one, 1 where it names none or claims to be the kernel
+	// (kernel/printk/printk.c, devkmsg_write), so that no text of its can pass for
+	// the kernel's.
+	Facility int
 	// Sequence counts up by one; 0 when the record came from syslog(2), which
 	// has none.
 	Sequence uint64

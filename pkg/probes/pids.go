@@ -156,6 +156,8 @@ func (c *pidCheck) run() {
 		c.failed(fmt.Errorf("process table: %w", err))
 	} else if c.runtimes, err = processesNamed(c.ctx, c.in.Host, func(comm string) bool { return isRuntime(comm) || kubeletProgram(comm) != "" }, false); err != nil {
 		c.failed(fmt.Errorf("process table: %w", err))
+	} else {
+		c.runtimes = ofTheHost(c.ctx, c.in.Host, c.runtimes)
 	}
 	nodeErr := c.readNode()
 	c.failed(nodeErr)
@@ -601,11 +603,8 @@ func (c *pidCheck) advise(maxPods, inPods int64) pidAdvice {
 		return pidAdvice{number: c.MinReserved, enough: c.MinReserved, why: "probes.pids.minReserved"}
 	}
 	var shims int64
-	for _, p := range c.procs {
-		// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
-		if strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs" {
-			shims += int64(p.Threads)
-		}
+	for _, p := range c.shims() {
+		shims += int64(p.Threads)
 	}
 	maxPods = min(max(maxPods, 0), 1<<20)
 	own := max(0, c.tasks-inPods-shims)
@@ -616,6 +615,34 @@ func (c *pidCheck) advise(maxPods, inPods int64) pidAdvice {
 		number: need(1.5), enough: need(1.25),
 		why: fmt.Sprintf("1.5 x %d threads of the host + %d x %d pods (maxPods), at least %d", own, shimThreads, maxPods, leastReserved),
 	}
+}
+
+// shims are the processes that go by the name of a runtime's shim, and have
+// none above them: a pod's process may take that name, and is a child of a real
+// one.
+func (c *pidCheck) shims() []host.Process {
+	parents := make(map[int]int, len(c.procs))
+	var named []host.Process
+	for _, p := range c.procs {
+		parents[p.PID] = p.PPID
+		// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
+		if strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs" {
+			named = append(named, p)
+		}
+	}
+	isShim := make(map[int]bool, len(named))
+	for _, p := range named {
+		isShim[p.PID] = true
+	}
+	return slices.DeleteFunc(named, func(p host.Process) bool {
+		// A table that was read while processes ended may hold a circle.
+		for pid, steps := p.PPID, 0; pid > 1 && steps < len(c.procs); pid, steps = parents[pid], steps+1 {
+			if isShim[pid] {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // tooSmall has some play: the host's threads come and go, so a reservation is

@@ -718,7 +718,9 @@ func (h *Host) KernelLog(context.Context) ([]host.KernelRecord, error) {
 	for _, line := range lines(text) {
 		r, err := host.ParseKernelRecord([]byte(line))
 		h.must(err)
-		recs = append(recs, r)
+		if r.Facility == 0 { // as host.KernelLog
+			recs = append(recs, r)
+		}
 	}
 	return recs, nil
 }
