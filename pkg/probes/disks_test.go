@@ -560,7 +560,28 @@ func FuzzFilesystemEventOf(f *testing.F) {
 		if device, _ := filesystemEventOf(text); !strings.Contains(text, device) {
 			t.Errorf("%q: device %q", text, device)
 		}
+		// As the kernel tells of a process that crashed (arch/x86/mm/fault.c), of
+		// whose name and file the process has the choice.
+		crash := fmt.Sprintf("%s[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in %s[400000+1000]", text[:min(len(text), maxComm)], text)
+		if device, kind := filesystemEventOf(crash); device != "" && kind != noEvent {
+			t.Errorf("%q was taken for an event of %q", crash, device)
+		}
 	})
+}
+
+// TestCrashIsNoFilesystemEvent: lines a process can have the kernel write.
+func TestCrashIsNoFilesystemEvent(t *testing.T) {
+	for _, text := range []string{
+		"XFS (sda1)[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in has been shut down[400000+1000]",
+		"XFS (sda1):[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in Corruption[400000+1000]",
+		"BTRFS x[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in (device sda1): forced readonly[400000+1000]",
+		"traps: BTRFS[77] general protection fault ip:400000 sp:7ffd error:0 in (device sda1): forced readonly[400000+1000]",
+		"EXT4-fs error ([77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in sda1): x[400000+1000]",
+	} {
+		if device, kind := filesystemEventOf(text); device != "" && kind != noEvent {
+			t.Errorf("%q was taken for an event of %q", text, device)
+		}
+	}
 }
 
 // largeHost answers as a big storage node does what a tree can not.
