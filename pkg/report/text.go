@@ -1,14 +1,11 @@
 package report
 
 import (
-	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"strings"
 	"time"
-
-	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
@@ -190,24 +187,6 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 	if f.Remedy != nil && s.Wide {
 		fmt.Fprintf(b, "      remedy   %s %s\n", oneLine(f.Remedy.Action), oneLine(f.Remedy.Subject))
 	}
-}
-
-// WriteJSON writes the report as one indented JSON document.
-func (r HostReport) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
-}
-
-// WriteYAML writes the report as YAML.
-func (r HostReport) WriteYAML(w io.Writer) error {
-	data, err := yaml.Marshal(r)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(data)
-	return err
 }
 
 type junitSuite struct {
