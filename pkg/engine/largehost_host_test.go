@@ -756,13 +756,13 @@ func (h *largeHost) Run(_ context.Context, c host.Command) (host.Output, error) 
 	return host.Output{}, errors.New("executed " + c.String())
 }
 
-func (h *largeHost) KubeletAPI(_ context.Context, name string) ([]byte, error) {
+func (h *largeHost) KubeletAPI(_ context.Context, name string, read func(io.Reader) error) error {
 	h.asked.kubelet.Add(1)
 	switch name {
 	case "/pods":
-		return bytes.Clone(h.pods), nil
+		return read(bytes.NewReader(h.pods))
 	case "/configz":
-		return h.configz, nil
+		return read(bytes.NewReader(h.configz))
 	}
-	return nil, host.ErrNotConfigured
+	return host.ErrNotConfigured
 }

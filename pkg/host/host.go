@@ -9,6 +9,7 @@ package host
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"time"
@@ -167,8 +168,10 @@ type View interface {
 	Run(ctx context.Context, c Command) (Output, error)
 
 	// KubeletAPI does GET https://<kubelet>:10250<path> with the agent's own
-	// token. ErrNotConfigured outside a cluster.
-	KubeletAPI(ctx context.Context, path string) ([]byte, error)
+	// token and hands the answer to read as it comes: what pods wrote into their
+	// specifications is in it, and more of it than should be held. It is cut off
+	// with an error at [MaxKubeletAnswer]. ErrNotConfigured outside a cluster.
+	KubeletAPI(ctx context.Context, path string, read func(io.Reader) error) error
 }
 
 // MaxFile is the limit of ReadFile, in bytes.
@@ -177,6 +180,10 @@ const MaxFile = 16 << 20
 // MaxMountTable is more than a hundred thousand mounts, as many as the kernel lets
 // there be (fs.mount-max), take in /proc/PID/mountinfo, in bytes.
 const MaxMountTable = 128 << 20
+
+// MaxKubeletAnswer is as much as 250 pods of the largest size the API server
+// takes, in bytes.
+const MaxKubeletAnswer = 384 << 20
 
 // OSClass is how the host's software is managed.
 type OSClass string

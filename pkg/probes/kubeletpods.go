@@ -1,11 +1,11 @@
 package probes
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -77,17 +77,25 @@ func (r podResources) memory() (int64, error) {
 
 // readKubeletPods asks the kubelet for its pods.
 func readKubeletPods(ctx context.Context, v host.View) ([]kubeletPod, error) {
-	data, err := v.KubeletAPI(ctx, "/pods")
-	if err != nil {
-		return nil, err
-	}
-	return parseKubeletPods(data)
+	var pods []kubeletPod
+	err := v.KubeletAPI(ctx, "/pods", func(r io.Reader) (err error) {
+		pods, err = parseKubeletPods(r)
+		return err
+	})
+	return pods, err
 }
 
+// maxKubeletContainers bounds what is kept of pods, their containers and the
+// states of these: a specification of a megabyte can name tens of thousands.
+const maxKubeletContainers = 1 << 18
+
 // parseKubeletPods decodes a PodList one pod at a time: a full node's is several
-// megabytes, of which names and requests are little.
-func parseKubeletPods(data []byte) ([]kubeletPod, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
+// megabytes, of which names and requests are little. Who may make pods decides
+// how long it is.
+func parseKubeletPods(r io.Reader) ([]kubeletPod, error) {
+	part := &budget{r: r, left: maxAnswerPart}
+	d := json.NewDecoder(part)
+	containers := 0
 	bad := errors.New("the answer is not a list of pods")
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return nil, bad
@@ -97,6 +105,7 @@ func parseKubeletPods(data []byte) ([]kubeletPod, error) {
 		if err != nil {
 			return nil, bad
 		}
+		part.left = maxAnswerPart
 		if key != "items" {
 			var skipped json.RawMessage
 			if err := d.Decode(&skipped); err != nil {
@@ -117,8 +126,12 @@ func parseKubeletPods(data []byte) ([]kubeletPod, error) {
 		var pods []kubeletPod
 		for d.More() {
 			var p kubeletPod
+			part.left = maxAnswerPart
 			if err := d.Decode(&p); err != nil {
 				return nil, bad
+			}
+			if containers += 1 + len(p.Spec.Containers) + len(p.Spec.InitContainers) + len(p.Status.Containers) + len(p.Status.InitContainers); containers > maxKubeletContainers {
+				return nil, errors.New("more containers than a node can run")
 			}
 			pods = append(pods, p)
 		}
@@ -126,6 +139,9 @@ func parseKubeletPods(data []byte) ([]kubeletPod, error) {
 			return nil, bad
 		}
 		return pods, nil
+	}
+	if _, err := d.Token(); err != nil { // cut off before the list
+		return nil, bad
 	}
 	return nil, nil
 }
