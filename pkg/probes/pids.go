@@ -621,28 +621,34 @@ func (c *pidCheck) advise(maxPods, inPods int64) pidAdvice {
 // none above them: a pod's process may take that name, and is a child of a real
 // one.
 func (c *pidCheck) shims() []host.Process {
-	parents := make(map[int]int, len(c.procs))
-	var named []host.Process
+	// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
+	named := func(p host.Process) bool {
+		return strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs"
+	}
+	var shims []host.Process
 	for _, p := range c.procs {
-		parents[p.PID] = p.PPID
-		// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
-		if strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs" {
-			named = append(named, p)
+		if !named(p) {
+			continue
 		}
-	}
-	isShim := make(map[int]bool, len(named))
-	for _, p := range named {
-		isShim[p.PID] = true
-	}
-	return slices.DeleteFunc(named, func(p host.Process) bool {
-		// A table that was read while processes ended may hold a circle.
-		for pid, steps := p.PPID, 0; pid > 1 && steps < len(c.procs); pid, steps = parents[pid], steps+1 {
-			if isShim[pid] {
-				return true
+		below := false
+		// No shim is that deep, and a table that was read while processes ended
+		// may hold a circle.
+		for at, steps := p, 0; at.PPID > 1 && !below; steps++ {
+			if below = steps > 256; below {
+				break
 			}
+			i, ok := slices.BinarySearchFunc(c.procs, at.PPID, func(p host.Process, pid int) int { return cmp.Compare(p.PID, pid) })
+			if !ok {
+				break
+			}
+			at = c.procs[i]
+			below = named(at)
 		}
-		return false
-	})
+		if !below {
+			shims = append(shims, p)
+		}
+	}
+	return shims
 }
 
 // tooSmall has some play: the host's threads come and go, so a reservation is

@@ -49,6 +49,11 @@ func processesNamed(ctx context.Context, v host.View, named func(comm string) bo
 // daemons are: a pod is there, as root, only if it was allowed what makes it part
 // of the host. What can not be seen counts for the process.
 func ofTheHost(ctx context.Context, v host.Files, procs []host.Process) []host.Process {
+	if len(procs) == 0 {
+		return nil
+	}
+	kinds := []string{"net", "user"}
+	first := v.ReadLinks(ctx, procFile(1, "ns"), kinds)
 	return slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
 		if p.Kernel || p.State == 'Z' || p.State == 'X' {
 			return true
@@ -57,16 +62,18 @@ func ofTheHost(ctx context.Context, v host.Files, procs []host.Process) []host.P
 		if uid, known := effectiveUID(status); err == nil && known && uid != 0 {
 			return true
 		}
-		return !sharesWithInit(ctx, v, p.PID, "net") || !sharesWithInit(ctx, v, p.PID, "user")
+		return !sameNamespaces(v.ReadLinks(ctx, procFile(p.PID, "ns"), kinds), first)
 	})
 }
 
 // sharesWithInit reports whether a process is in PID 1's namespace of a kind, as
 // far as that can be seen: a copied tree has none.
 func sharesWithInit(ctx context.Context, v host.Files, pid int, kind string) bool {
-	its, err := v.ReadLink(ctx, procFile(pid, "ns/"+kind))
-	first, err1 := v.ReadLink(ctx, procFile(1, "ns/"+kind))
-	return err != nil || err1 != nil || its == first
+	return sameNamespaces(v.ReadLinks(ctx, procFile(pid, "ns"), []string{kind}), v.ReadLinks(ctx, procFile(1, "ns"), []string{kind}))
+}
+
+func sameNamespaces(a, b []host.Link) bool {
+	return slices.EqualFunc(a, b, func(a, b host.Link) bool { return a.Err != nil || b.Err != nil || a.Target == b.Target })
 }
 
 // effectiveUID is the second of the four numbers of Uid in proc_pid_status(5), in
