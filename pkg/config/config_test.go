@@ -573,6 +573,7 @@ func FuzzParse(f *testing.F) {
 			f.Add(data)
 		}
 	}
+	f.Add([]byte("apiVersion: hosthygiene.io/v1alpha1\nkind: AgentConfig\ninterval: \"a\\e[2J\\nb\"\n\"c\\e[2J\\nd\": 1\nprobes: {\"e\\0\\e\": {}}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("f", data)
 		if err != nil {

@@ -458,6 +458,7 @@ func FuzzParseFstab(f *testing.F) {
 func FuzzParseMountUnit(f *testing.F) {
 	f.Add([]byte("[Unit]\nDescription=data\n[Mount]\nWhat=/dev/disk/by-id/scsi-0DATA\nWhere=/data\nType=xfs\nOptions=noatime\n[Install]\nWantedBy=multi-user.target\n"))
 	f.Add([]byte("[Mount]\nWhat=a\\\n b\nWhere=relative\n"))
+	f.Add([]byte("[Mount]\nWhere=/data\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if d, ok, err := parseMountUnit(data); ok && (err != nil || d.Spec == "" || !strings.HasPrefix(d.Point, "/")) {
 			t.Errorf("%+v, %v", d, err)
@@ -479,6 +480,12 @@ func FuzzParseMounts(f *testing.F) {
 		if again, errAgain := byBytes.mounts(); !cmp.Equal(mounts, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
 			t.Errorf("byte by byte %v, %v; at once %v, %v", again, errAgain, mounts, err)
 		}
+		inTwo := newMountScan(mountFilter{})
+		inTwo.take(data[:len(data)/2])
+		inTwo.take(data[len(data)/2:])
+		if again, errAgain := inTwo.mounts(); !cmp.Equal(mounts, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
+			t.Errorf("in two pieces %v, %v; at once %v, %v", again, errAgain, mounts, err)
+		}
 		if err == nil && len(data) == 0 {
 			t.Error("an empty table is no table")
 		}
@@ -496,6 +503,7 @@ func FuzzParseMounts(f *testing.F) {
 func FuzzParseExt4Errors(f *testing.F) {
 	f.Add("4\n", "1795295258\n", "ext4_journal_check_start\n")
 	f.Add("18446744073709551615", "", "")
+	f.Add("4\n", "-1\n", "")
 	f.Fuzz(func(t *testing.T, count, last, fn string) {
 		e, err := parseExt4Errors(count, last, fn)
 		if err == nil && !e.Last.IsZero() && e.Last.Unix() < 0 {
@@ -518,6 +526,7 @@ func FuzzParseUdev(f *testing.F) {
 func FuzzParseVolumeData(f *testing.F) {
 	f.Add([]byte(`{"attachmentID":"csi-0a","driverName":"iscsi.csi.example","nodeName":"n1","specVolID":"pvc-7d1e","volumeHandle":"array-7/vol-12","volumeLifecycleMode":"Persistent"}`))
 	f.Add([]byte(`{"driverName":1}`))
+	f.Add([]byte(`{"driverName":"iscsi.csi.example","attachmentID":1}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if d, err := parseVolumeData(data); err != nil && d != (volumeData{}) {
 			t.Errorf("%+v beside %v", d, err)

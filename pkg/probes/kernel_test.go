@@ -158,7 +158,7 @@ func FuzzParseKernelCommandLine(f *testing.F) {
 }
 
 func FuzzSysctlWant(f *testing.F) {
-	for _, s := range []string{">=131072", "< -5", "1 2 3", "bbr", ">=", ">9223372036854775807"} {
+	for _, s := range []string{">=131072", "< -5", "<=7", ">0", "1 2 3", "bbr", ">=", ">9223372036854775807"} {
 		f.Add(s, "10")
 	}
 	f.Fuzz(func(t *testing.T, want, got string) {

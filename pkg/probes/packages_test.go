@@ -345,6 +345,7 @@ func FuzzReadDpkgUpdates(f *testing.F) {
 	f.Add("0000", []byte("Package: slowpre\nStatus: install reinstreq half-installed\nArchitecture: all\nVersion: 1.0\n"))
 	f.Add("tmp.i", bytes.Repeat([]byte("#padding\n"), 512))
 	f.Add("0001", []byte{})
+	f.Add("tmp.i", []byte("Package: slowpre\nStatus: install reinstreq half-installed\nArchitecture: all\nVersion: 1.0\n"))
 	f.Fuzz(func(t *testing.T, name string, data []byte) {
 		updates, journal, err := readDpkgUpdates(t.Context(), oneFile{name: name, data: data})
 		if err == nil && len(updates) == 0 && len(journal) > 0 {

@@ -34,7 +34,7 @@ func hostileTexts() []string {
 		"\u202eexe.cod\u202c", "\u2066x\u2069", "\u200b\u200d\ufeff", "\u00ad", "\U000e0041\U000e007f", // tags
 		"\ufffd\xff\xc3\x28\xed\xa0\x80\xf4\x90\x80\x80", // what is no UTF-8
 		"]]>&<!--\"'`${x}%s%n{{.}}", "key: [value", "- |\n  x", "%!d(MISSING)", "\"} 1\n# HELP x",
-		strings.Repeat("\u20ac", 40_000), strings.Repeat("\x1b", 100_000), strings.Repeat("e\u0301", 50_000),
+		strings.Repeat("\u20ac", 4_000), strings.Repeat("\x1b", 100_000), strings.Repeat("e\u0301", 5_000),
 		"\U0010ffff\ufffe\ue000", "",
 	}
 	var every strings.Builder
@@ -43,7 +43,7 @@ func hostileTexts() []string {
 		every.WriteByte(byte(b))
 	}
 	var runes strings.Builder
-	for r := rune(0); r < 0x3000; r++ {
+	for r := rune(0); r < 0x2100; r++ {
 		runes.WriteRune(r)
 	}
 	return append(texts, every.String(), runes.String())

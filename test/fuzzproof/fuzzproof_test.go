@@ -28,7 +28,9 @@ import (
 var (
 	prove = flag.Bool("prove", false, "sow the bugs and run the fuzzers (make fuzz-proof)")
 	only  = flag.String("fuzzer", ".", "of the fuzzers that match")
-	limit = flag.Duration("limit", time.Minute, "how long a fuzzer may search")
+	// One fuzzer may then find another's bug, so that this is for a first look.
+	together = flag.Bool("together", false, "sow all bugs of a package at once and build it once")
+	limit    = flag.Duration("limit", time.Minute, "how long a fuzzer may search")
 )
 
 const root = "../.."
@@ -151,19 +153,44 @@ func TestFuzzersFindBugs(t *testing.T) {
 	tree := scratch(t)
 	have, all := fuzzers(t), bugs(t)
 	seeds, engine := 0, 0
+	built := map[string]string{}
+	sown := func(dir string) (undo func()) {
+		var undos []func()
+		for _, name := range slices.Sorted(maps.Keys(have)) {
+			if b, ok := all[name]; ok && have[name] == dir {
+				undos = append(undos, b.sow(t, tree))
+			}
+		}
+		return func() {
+			for _, undo := range slices.Backward(undos) {
+				undo()
+			}
+		}
+	}
+	binaries := t.TempDir()
 	for _, name := range slices.Sorted(maps.Keys(have)) {
 		b, ok := all[name]
 		if !ok || !choose.MatchString(name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			defer b.sow(t, tree)()
 			dir := filepath.Join(tree, have[name])
-			binary := filepath.Join(t.TempDir(), "fuzzer")
-			build := exec.Command("go", "test", "-trimpath", "-vet=off", "-c", "-fuzz=.", "-o", binary, "./"+have[name])
-			build.Dir = tree
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("%v\n%s", err, out)
+			binary := built[have[name]]
+			if binary == "" {
+				binary = filepath.Join(binaries, name)
+				undo := func() {}
+				if *together {
+					undo = sown(have[name])
+					built[have[name]] = binary
+				} else {
+					undo = b.sow(t, tree)
+				}
+				defer undo()
+				build := exec.Command("go", "test", "-vet=off", "-c", "-fuzz=.", "-o", binary, "./"+have[name])
+				build.Dir = tree
+				if out, err := build.CombinedOutput(); err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
 			}
 			run := func(args ...string) (out string, took time.Duration, failed bool) {
 				t.Helper()
