@@ -526,7 +526,7 @@ func FuzzParseUdev(f *testing.F) {
 func FuzzParseVolumeData(f *testing.F) {
 	f.Add([]byte(`{"attachmentID":"csi-0a","driverName":"iscsi.csi.example","nodeName":"n1","specVolID":"pvc-7d1e","volumeHandle":"array-7/vol-12","volumeLifecycleMode":"Persistent"}`))
 	f.Add([]byte(`{"driverName":1}`))
-	f.Add([]byte(`{"driverName":"iscsi.csi.example","attachmentID":1}`))
+	f.Add([]byte(`{"driverName":"iscsi.csi.example","specVolID":1,"volumeHandle":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if d, err := parseVolumeData(data); err != nil && d != (volumeData{}) {
 			t.Errorf("%+v beside %v", d, err)
