@@ -178,7 +178,7 @@ func TestFuzzersFindBugs(t *testing.T) {
 			binary := built[have[name]]
 			if binary == "" {
 				binary = filepath.Join(binaries, name)
-				undo := func() {}
+				var undo func()
 				if *together {
 					undo = sown(have[name])
 					built[have[name]] = binary
