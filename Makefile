@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
+.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -22,13 +22,17 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
 
 fuzz: ## each fuzzer for a short while; FUZZTIME=1m for longer
 	hack/fuzz.sh
+
+FUZZER ?= .
+fuzz-proof: ## a bug sown under each fuzzer, which must find it; ten minutes, or FUZZER=FuzzDiff for one
+	go test -count=1 -timeout 2h -v ./test/fuzzproof -run 'TestFuzzersFindBugs' -prove -fuzzer '$(FUZZER)'
 
 cluster-tests: setup ## a real API server, a real node, every scenario
 	go test -tags cluster -count=1 -timeout 40m -v -p 1 ./test/...
@@ -38,6 +42,8 @@ e2e: setup ## only the scenarios on the real node
 
 nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	FUZZTIME=30s hack/fuzz.sh
+	go test -count=1 -timeout 2h -v ./test/fuzzproof -run 'TestFuzzersFindBugs' -prove
+	HYGIENE_NIGHTLY=1 go test -count=1 ./pkg/probes -run TestHostileFiles
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
 
 bench: ## passes over a large host, the first and those that follow, with half and double

@@ -114,7 +114,7 @@ func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections)
 	}
 	reports := engine.Once(ctx, view, cfg)
 	if err := remedy.Annotate(ctx, view, reports); err != nil {
-		fmt.Fprintln(os.Stderr, "what the agent did before:", err)
+		fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
 	}
 	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports)
 }
@@ -135,9 +135,9 @@ func (c *common) nodeName(ctx context.Context, view host.View) string {
 func (c *common) show(w io.Writer, r report.HostReport, output string) error {
 	switch output {
 	case "json":
-		return r.WriteJSON(w)
+		return report.WriteJSON(w, r)
 	case "yaml":
-		return r.WriteYAML(w)
+		return report.WriteYAML(w, r)
 	case "junit":
 		return r.WriteJUnit(w)
 	}
@@ -223,9 +223,7 @@ otherwise one pass is made.`,
 			}
 			w := cmd.OutOrStdout()
 			if output == "json" {
-				enc := json.NewEncoder(w)
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(e); err != nil {
+				if err := report.WriteJSON(w, e); err != nil {
 					return exitError{exitFinding, err}
 				}
 				return exitError{e.Report.ExitCode(), nil}
@@ -240,7 +238,7 @@ otherwise one pass is made.`,
 			if err != nil {
 				return exitError{exitFinding, err}
 			}
-			fmt.Fprintf(w, "\nsettings in force (%s)\n%s", e.From, settings)
+			fmt.Fprintf(w, "\nsettings in force (%s)\n%s", report.Lines(e.From), settings)
 			return exitError{e.Report.ExitCode(), nil}
 		},
 	}
@@ -332,7 +330,7 @@ func newValidate() *cobra.Command {
 			}
 			if len(errs) > 0 {
 				for _, err := range errs {
-					fmt.Fprintln(cmd.ErrOrStderr(), err)
+					fmt.Fprintln(cmd.ErrOrStderr(), report.Lines(err.Error()))
 				}
 				return exitError{exitUsage, nil}
 			}

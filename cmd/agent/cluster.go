@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -98,7 +99,7 @@ func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Ver
 // kubeletClient asks the kubelet of this node with the pod's token, directly:
 // through the API server it would take nodes/proxy, which also allows exec into
 // every pod. It returns nil outside a pod.
-func kubeletClient(files func() host.Files) func(ctx context.Context, path string) ([]byte, error) {
+func kubeletClient(files func() host.Files) func(ctx context.Context, path string, read func(io.Reader) error) error {
 	if _, err := os.Stat(tokenFile); err != nil {
 		return nil
 	}
@@ -122,34 +123,58 @@ func kubeletClient(files func() host.Files) func(ctx context.Context, path strin
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return func(ctx context.Context, path string) ([]byte, error) {
+	return func(ctx context.Context, path string, read func(io.Reader) error) error {
 		token, err := os.ReadFile(tokenFile)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", host.ErrNotConfigured, err)
+			return fmt.Errorf("%w: %w", host.ErrNotConfigured, err)
 		}
 		u := url.URL{Scheme: "https", Host: net.JoinHostPort(addr, "10250"), Path: path}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		const limit = 32 << 20
-		body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
-		switch {
-		case err != nil:
-			return nil, err
-		case len(body) > limit:
-			return nil, fmt.Errorf("the kubelet's answer to %s: %w", path, host.ErrTooLarge)
-		case resp.StatusCode != http.StatusOK:
-			return nil, fmt.Errorf("the kubelet answers %s to %s: %s", resp.Status, path, bytes.TrimSpace(body[:min(len(body), 200)]))
-		}
-		return body, nil
+		return getKubelet(ctx, client, u.String(), strings.TrimSpace(string(token)), read)
 	}
+}
+
+// getKubelet does one GET and hands the answer to read.
+func getKubelet(ctx context.Context, client *http.Client, address, token string, read func(io.Reader) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		head, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
+		return fmt.Errorf("the kubelet answers %s to %s: %s", resp.Status, req.URL.Path, bytes.TrimSpace(head))
+	}
+	body := &answer{r: resp.Body, left: host.MaxKubeletAnswer}
+	if err := read(body); err != nil {
+		// What went wrong on the way is more than what the parser makes of it.
+		return cmp.Or(body.err, err)
+	}
+	return nil
+}
+
+// answer is a body with an end, and remembers why it could not be read.
+type answer struct {
+	r    io.Reader
+	left int64
+	err  error
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	if a.left <= 0 {
+		a.err = fmt.Errorf("the kubelet's answer: %w of %d bytes", host.ErrTooLarge, int64(host.MaxKubeletAnswer))
+		return 0, a.err
+	}
+	n, err := a.r.Read(p[:min(int64(len(p)), a.left)])
+	a.left -= int64(n)
+	if err != nil && err != io.EOF {
+		a.err = err
+	}
+	return n, err
 }
 
 // kubeletCertFiles are where a kubelet keeps its serving certificate when its

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -16,12 +17,20 @@ const timerLag = 10 * time.Millisecond
 // time. Threads made later take it over from those that make them (prctl(2),
 // PR_SET_TIMERSLACK); it needs CAP_SYS_NICE, and nothing is lost without.
 func lagTimers() {
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return
-	}
-	for _, t := range tasks {
-		// By the thread's own number, for the entry is not below task/.
-		_ = os.WriteFile("/proc/"+t.Name()+"/timerslack_ns", []byte(strconv.FormatInt(timerLag.Nanoseconds(), 10)), 0)
+	want := strconv.FormatInt(timerLag.Nanoseconds(), 10)
+	// Again, because a thread may make another before it is its turn.
+	for again, n := true, 0; again && n < 5; n++ {
+		again = false
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return
+		}
+		for _, t := range tasks {
+			// By the thread's own number, for the entry is not below task/.
+			file := "/proc/" + t.Name() + "/timerslack_ns"
+			if now, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(now)) != want {
+				again = os.WriteFile(file, []byte(want), 0) == nil || again
+			}
+		}
 	}
 }

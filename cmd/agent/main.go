@@ -14,6 +14,8 @@ import (
 	_ "time/tzdata" // the image has no zoneinfo, and maintenance windows name zones
 
 	"github.com/spf13/cobra"
+
+	"github.com/hosthygiene/agent/pkg/report"
 )
 
 // version is set by the linker.
@@ -62,7 +64,7 @@ func exitCode(err error) int {
 		code = e.code
 	}
 	if msg := err.Error(); msg != "" {
-		fmt.Fprintln(os.Stderr, "agent:", msg)
+		fmt.Fprintln(os.Stderr, "agent:", report.Lines(msg))
 	}
 	return code
 }

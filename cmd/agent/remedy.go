@@ -16,6 +16,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/remedy"
+	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
@@ -64,9 +65,9 @@ simulated"; --simulate has it make its own dry run.`,
 			w := cmd.OutOrStdout()
 			switch output {
 			case "json":
-				err = plan.WriteJSON(w)
+				err = report.WriteJSON(w, plan)
 			case "yaml":
-				err = plan.WriteYAML(w)
+				err = report.WriteYAML(w, plan)
 			default:
 				err = plan.WriteText(w, terminal.Colour(w))
 			}
@@ -131,7 +132,7 @@ func (c *common) changer() (host.View, *remedy.Applier, func(), error) {
 		closeView()
 		return nil, nil, nil, exitError{exitUnknown, err}
 	}
-	a := &remedy.Applier{View: view, Changer: ch, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	a := &remedy.Applier{View: view, Changer: ch, Log: slog.New(slog.NewTextHandler(report.Escape(os.Stderr), nil))}
 	return view, a, func() { ch.Close(); closeView() }, nil
 }
 
@@ -257,10 +258,10 @@ how to remove them is said.`,
 			undone, stays, err := a.Rollback(cmd.Context(), all)
 			w := cmd.OutOrStdout()
 			for _, u := range undone {
-				fmt.Fprintln(w, u)
+				fmt.Fprintln(w, report.Lines(u))
 			}
 			for _, s := range stays {
-				fmt.Fprintln(w, "not taken back:", s)
+				fmt.Fprintln(w, "not taken back:", report.Lines(s))
 			}
 			if err == nil && len(undone)+len(stays) == 0 {
 				fmt.Fprintln(w, "Nothing to take back.")

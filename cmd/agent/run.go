@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
@@ -216,9 +215,9 @@ func (d *daemon) logger() (*slog.Logger, error) {
 	opts := &slog.HandlerOptions{Level: d.logLevel}
 	switch d.logFormat {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+		return slog.New(slog.NewTextHandler(report.Escape(os.Stderr), opts)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+		return slog.New(slog.NewJSONHandler(report.Escape(os.Stderr), opts)), nil
 	}
 	return nil, exitError{exitUsage, fmt.Errorf("--log-format %s: want text or json", d.logFormat)}
 }
@@ -393,12 +392,11 @@ func (d *daemon) explainHandler(ctx context.Context, view host.View, latest *lat
 }
 
 func indentYAML(data json.RawMessage) (string, error) {
-	out, err := yaml.JSONToYAML(data)
-	if err != nil {
+	var out, b strings.Builder
+	if err := report.WriteYAML(&out, data); err != nil {
 		return "", err
 	}
-	var b strings.Builder
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out.String()) {
 		b.WriteString("  " + line)
 	}
 	return b.String(), nil

@@ -785,13 +785,13 @@ func (largeCluster) Node() (probes.Node, bool) {
 
 func (largeCluster) Version(context.Context) (string, error) { return "v1.36.3", nil }
 
-func (h *largeHost) KubeletAPI(_ context.Context, name string) ([]byte, error) {
+func (h *largeHost) KubeletAPI(_ context.Context, name string, read func(io.Reader) error) error {
 	h.asked.kubelet.Add(1)
 	switch name {
 	case "/pods":
-		return bytes.Clone(h.pods), nil
+		return read(bytes.NewReader(h.pods))
 	case "/configz":
-		return h.configz, nil
+		return read(bytes.NewReader(h.configz))
 	}
-	return nil, host.ErrNotConfigured
+	return host.ErrNotConfigured
 }

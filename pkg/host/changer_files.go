@@ -113,8 +113,83 @@ func (c *Changer) parent(name string) (dir int, base string, err error) {
 	if base = path.Base(name); base == "/" {
 		return -1, "", unix.EISDIR
 	}
-	dir, err = c.h.open(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	dir, err = c.h.openForWriting(path.Dir(name))
 	return dir, base, err
+}
+
+// maxLinks is how many symlinks a way may have, as in path_resolution(7).
+const maxLinks = 40
+
+// openForWriting opens a directory as [Root.open] does, but follows a symlink only
+// when it is root's or our own: whoever may make links on the way to a file
+// could lead what is written to another one, at the moment it is written.
+func (r *Root) openForWriting(name string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	if !r.legacy {
+		rel := strings.TrimLeft(name, "/")
+		if rel == "" {
+			rel = "."
+		}
+		r.opened.Add(1)
+		if fd, err := openat2(r.fd, rel, flags, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS); err != unix.ELOOP {
+			return fd, err
+		}
+	}
+	// The directories from the root down, for "..".
+	var open []int
+	at := func() int {
+		if n := len(open); n > 0 {
+			return open[n-1]
+		}
+		return r.fd
+	}
+	leave := func(n int) {
+		for _, fd := range open[n:] {
+			unix.Close(fd)
+		}
+		open = open[:n]
+	}
+	defer func() { leave(0) }()
+	rest, links := strings.Split(name, "/"), 0
+	for len(rest) > 0 {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			leave(max(0, len(open)-1))
+			continue
+		}
+		fd, err := unix.Openat(at(), part, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, err
+		}
+		open = append(open, fd)
+		st, err := fstat(fd)
+		if err != nil {
+			return -1, err
+		}
+		if st.Mode.Type() != fs.ModeSymlink {
+			continue // what is no directory fails with the next part
+		}
+		if st.UID != 0 && st.UID != uint32(unix.Geteuid()) {
+			return -1, fmt.Errorf("%q on the way there is a symbolic link of user %d's, who could lead it anywhere", part, st.UID)
+		}
+		if links++; links > maxLinks {
+			return -1, unix.ELOOP
+		}
+		target, err := readlinkat(fd, "")
+		if err != nil {
+			return -1, err
+		}
+		leave(len(open) - 1)
+		if path.IsAbs(target) {
+			leave(0)
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return unix.Openat(at(), ".", flags, 0)
 }
 
 func replaceAt(dir int, base string, f FileContent, rename uint) error {

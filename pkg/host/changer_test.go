@@ -99,6 +99,81 @@ func TestWriteFileIsConfined(t *testing.T) {
 	}
 }
 
+// TestWriteThroughOthersLinks: the host's own links are followed (/var/run), those
+// of a user are not, also when he puts one in the place of his directory while it
+// is being written.
+func TestWriteThroughOthersLinks(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	writeTree(t, dir, map[string]string{"etc/.keep": "", "run/.keep": "", "srv/user/dir/.keep": "", "srv/user/deep/a/b/.keep": ""})
+	at := func(name string) string { return filepath.Join(dir, name) }
+	link := func(target, name string, uid int) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at(name)), 0o755), os.Symlink(target, at(name)), os.Lchown(at(name), uid, uid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("/run", "var/run", 0)
+	link("../../run/../run", "var/spool/again", 0)
+	link("loop", "var/loop", 0)
+	link("/etc", "srv/user/out", 1000)
+	link("../../etc", "srv/user/up", 1000)
+	link("/srv/user/out", "var/chain", 0)
+	c, ctx := changeDir(t, dir), within(t, time.Minute)
+	f := FileContent{Data: []byte("x\n"), Mode: 0o644}
+	for name, ok := range map[string]bool{
+		"/run/plain": true, "/var/run/through": true, "/var/spool/again/through": true, "/srv/user/deep/a/b/c": true,
+		"/srv/user/out/a.conf": false, "/srv/user/up/a.conf": false, "/var/chain/a.conf": false, "/var/loop/a": false, "/etc/.keep/a": false, "/run/none/a": false,
+	} {
+		err := c.WriteFile(ctx, name, f)
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if made, err := c.MakeDirs(ctx, "/srv/user/out/new", 0o755); err == nil {
+		t.Errorf("made %v", made)
+	}
+	for _, name := range []string{"run/plain", "run/through"} {
+		if _, err := os.Stat(at(name)); err != nil {
+			t.Error(err)
+		}
+	}
+
+	// His directory and his link change places all the time.
+	link("/etc", "srv/user/swap", 1000)
+	stop := make(chan struct{})
+	var swapping sync.WaitGroup
+	swapping.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				unix.Renameat2(unix.AT_FDCWD, at("srv/user/dir"), unix.AT_FDCWD, at("srv/user/swap"), unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	written, refused := 0, 0
+	for range 3000 {
+		if err := c.WriteFile(ctx, "/srv/user/dir/a.conf", f); err == nil {
+			written++
+		} else {
+			refused++
+		}
+		c.RemoveFile(ctx, "/srv/user/dir/.keep")
+	}
+	close(stop)
+	swapping.Wait()
+	t.Logf("%d written, %d refused", written, refused)
+	if written == 0 || refused == 0 {
+		t.Log("the race was not run this time")
+	}
+	names, err := os.ReadDir(at("etc"))
+	if len(names) != 1 || names[0].Name() != ".keep" || err != nil {
+		t.Errorf("/etc holds %v, %v", names, err)
+	}
+}
+
 func TestMakeDirs(t *testing.T) {
 	dir := t.TempDir()
 	writeTree(t, dir, map[string]string{"etc/.keep": ""})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -239,6 +240,9 @@ func FuzzParseDM(f *testing.F) {
 		f.Add(kernelReply(f, name))
 	}
 	f.Add([]byte{})
+	far := slices.Clone(kernelReply(f, "list"))
+	binary.NativeEndian.PutUint32(far[dmHeader+8:], 1<<30) // the next device
+	f.Add(far)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if numbers, err := parseDMList(data); err == nil && len(numbers)*12 > len(data) {
 			t.Errorf("%d devices in %d bytes", len(numbers), len(data))

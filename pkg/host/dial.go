@@ -43,7 +43,16 @@ func (h *Host) dialer(network, address string) (func(context.Context) (net.Conn,
 	unixSocket := network == "unix" || network == "unixgram"
 	switch {
 	case unixSocket && strings.HasPrefix(address, "@"):
-		return func(ctx context.Context) (net.Conn, error) { return h.dialInNet(ctx, network, address) }, nil
+		return func(ctx context.Context) (net.Conn, error) {
+			conn, err := h.dialInNet(ctx, network, address)
+			if err == nil && network == "unix" {
+				if err = rootsSocket(conn); err != nil {
+					conn.Close()
+					return nil, err
+				}
+			}
+			return conn, err
+		}, nil
 	case network == "unix" && path.IsAbs(address):
 		return func(ctx context.Context) (net.Conn, error) { return h.dialPath(ctx, address) }, nil
 	case network == "unixgram" && path.IsAbs(address):
@@ -77,6 +86,28 @@ func (h *Host) dialInNet(ctx context.Context, network, address string) (conn net
 	}
 	err = h.ns.do(unix.CLONE_NEWNET, dial)
 	return conn, err
+}
+
+// rootsSocket refuses what is not served by root, or by ourselves: an abstract
+// name has no owner and no mode, and belongs to whoever takes it first in the
+// network namespace, unlike the path of a socket.
+func rootsSocket(conn net.Conn) error {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return os.NewSyscallError("SO_PEERCRED", credErr)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("the socket is served by user %d, not by root", cred.Uid)
+	}
+	return nil
 }
 
 // dialPath connects to a stream socket inside the root. The name given to

@@ -3,10 +3,12 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +121,37 @@ func TestFullBacklog(t *testing.T) {
 		return
 	}
 	t.Error("the queue of one never filled")
+}
+
+// TestAbstractNameOfAUser: whoever takes an abstract name first has it.
+func TestAbstractNameOfAUser(t *testing.T) {
+	needsRoot(t)
+	h := openDir(t, t.TempDir())
+	for uid, ok := range map[int]bool{0: true, 1000: false} {
+		name := fmt.Sprintf("@host-hygiene-test-%d-%d", os.Getpid(), uid)
+		// The credentials of a server are those it had when it began to listen; only
+		// this thread changes its own, and is then thrown away.
+		listening := make(chan net.Listener, 1)
+		go func() {
+			runtime.LockOSThread()
+			unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0))
+			l, err := net.Listen("unix", name)
+			if err != nil {
+				t.Error(err)
+			}
+			listening <- l
+		}()
+		l := <-listening
+		if l == nil {
+			return
+		}
+		c, err := h.Dial(within(t, 10*time.Second), "unix", name)
+		if (err == nil) != ok || !ok && !strings.Contains(err.Error(), "user 1000") {
+			t.Errorf("served by user %d: %v", uid, err)
+		}
+		if err == nil {
+			c.Close()
+		}
+		l.Close()
+	}
 }

@@ -9,7 +9,8 @@ import (
 )
 
 // FollowKernelLog tells of new records of the kernel's log that contain one of
-// the words, by the word.
+// the words, by the word. Who wrote them is left to whoever then reads the log:
+// what a process writes there wakes, and is not believed.
 func (h *Host) FollowKernelLog(ctx context.Context, words []string, l Listener) error {
 	fd, err := h.log.open()
 	if err != nil {

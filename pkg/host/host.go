@@ -9,6 +9,7 @@ package host
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"time"
@@ -160,8 +161,9 @@ type View interface {
 	// LockHolder asks for the holder of a POSIX record lock that conflicts with
 	// a write lock on the whole file, without taking it (fcntl(2) F_GETLK).
 	LockHolder(ctx context.Context, name string) (Lock, error)
-	// KernelLog returns the records still in the kernel's ring buffer, oldest
-	// first. The slice must not be changed.
+	// KernelLog returns the kernel's own records that are still in its ring
+	// buffer, oldest first; what processes wrote there is left out. The slice must
+	// not be changed.
 	KernelLog(ctx context.Context) ([]KernelRecord, error)
 
 	// Run executes one of the read-only commands listed in commands.go in the
@@ -169,8 +171,10 @@ type View interface {
 	Run(ctx context.Context, c Command) (Output, error)
 
 	// KubeletAPI does GET https://<kubelet>:10250<path> with the agent's own
-	// token. ErrNotConfigured outside a cluster.
-	KubeletAPI(ctx context.Context, path string) ([]byte, error)
+	// token and hands the answer to read as it comes: what pods wrote into their
+	// specifications is in it, and more of it than should be held. It is cut off
+	// with an error at [MaxKubeletAnswer]. ErrNotConfigured outside a cluster.
+	KubeletAPI(ctx context.Context, path string, read func(io.Reader) error) error
 }
 
 // MaxFile is the limit of ReadFile, in bytes.
@@ -179,6 +183,10 @@ const MaxFile = 16 << 20
 // MaxMountTable is more than a hundred thousand mounts, as many as the kernel lets
 // there be (fs.mount-max), take in /proc/PID/mountinfo, in bytes.
 const MaxMountTable = 128 << 20
+
+// MaxKubeletAnswer is as much as 250 pods of the largest size the API server
+// takes, in bytes.
+const MaxKubeletAnswer = 384 << 20
 
 // OSClass is how the host's software is managed.
 type OSClass string
@@ -315,6 +323,11 @@ type Lock struct {
 type KernelRecord struct {
 	// Priority is the syslog level, 0 to 7.
 	Priority int
+	// Facility is 0 for the kernel. What a process writes to /dev/kmsg gets
+	// another one, 1 where it names none or claims to be the kernel
+	// (kernel/printk/printk.c, devkmsg_write), so that no text of its can pass for
+	// the kernel's.
+	Facility int
 	// Sequence counts up by one; 0 when the record came from syslog(2), which
 	// has none.
 	Sequence uint64

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,6 +33,9 @@ type kernelLog struct {
 	opened  bool
 	records []KernelRecord
 	size    int
+	// foreign keeps what processes wrote as well; for tests, which can not have
+	// the kernel say anything.
+	foreign bool
 }
 
 // KernelLog implements [View]. Where /dev/kmsg is closed to us, the records come
@@ -76,7 +80,9 @@ func (l *kernelLog) follow() error {
 		if err != nil {
 			return err
 		}
-		l.keep(r)
+		if r.Facility == 0 || l.foreign {
+			l.keep(r)
+		}
 	}
 }
 
@@ -131,23 +137,25 @@ func readSyslog() ([]KernelRecord, error) {
 	if err != nil {
 		return nil, fmt.Errorf("syslog(2): %w", err)
 	}
-	records := parseSyslog(buf[:n])
+	records := slices.DeleteFunc(parseSyslog(buf[:n]), func(r KernelRecord) bool { return r.Facility != 0 })
 	return records, nil
 }
 
 // parseSyslog parses the lines of syslog(2), "<6>[   12.345678] text", with
 // "[T123]" or "[C0]" behind the time under CONFIG_PRINTK_CALLER. Lines without a
-// level or time go on with the record before.
+// level or time go on with the record before. Unlike /dev/kmsg this gives the
+// text as it is: a newline in it, which a file's name can bring in, looks like
+// the next record.
 func parseSyslog(data []byte) []KernelRecord {
 	var records []KernelRecord
 	var last KernelRecord
 	for line := range bytes.Lines(data) {
 		line = bytes.TrimSuffix(line, []byte("\n"))
-		r := KernelRecord{Priority: last.Priority, Time: last.Time}
+		r := KernelRecord{Priority: last.Priority, Facility: last.Facility, Time: last.Time}
 		if rest, ok := bytes.CutPrefix(line, []byte("<")); ok {
 			if level, rest, ok := bytes.Cut(rest, []byte(">")); ok {
 				if n, err := strconv.ParseUint(string(level), 10, 16); err == nil {
-					r.Priority, line = int(n&7), rest
+					r.Priority, r.Facility, line = int(n&7), int(n>>3), rest
 				}
 			}
 		}

@@ -34,7 +34,8 @@ func ParseKernelRecord(data []byte) (KernelRecord, error) {
 		return KernelRecord{}, fmt.Errorf("kmsg: timestamp %q", fields[2])
 	}
 	return KernelRecord{
-		Priority: int(prio & 7), // the rest is the facility
+		Priority: int(prio & 7),
+		Facility: int(prio >> 3),
 		Sequence: seq,
 		Time:     time.Duration(usec) * time.Microsecond,
 		Text:     string(text),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -23,7 +24,7 @@ type Options struct {
 	Root string
 	// Kubelet does GET of a path of the kubelet's API. Without it KubeletAPI
 	// answers [ErrNotConfigured].
-	Kubelet func(ctx context.Context, path string) ([]byte, error)
+	Kubelet func(ctx context.Context, path string, read func(io.Reader) error) error
 
 	// init is the process whose namespaces are the host's; 0 means 1. Tests
 	// put a process of their own there.
@@ -34,7 +35,7 @@ type Options struct {
 // from many goroutines.
 type Host struct {
 	*Root
-	kubelet func(ctx context.Context, path string) ([]byte, error)
+	kubelet func(ctx context.Context, path string, read func(io.Reader) error) error
 	ns      *namespaces
 	table   processTable
 	blocks  blockTable
@@ -124,10 +125,10 @@ func (h *Host) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
 func (h *Host) OS(ctx context.Context) (OS, error) { return h.system.read(ctx, h.Root) }
 
 // KubeletAPI implements [View].
-func (h *Host) KubeletAPI(ctx context.Context, path string) ([]byte, error) {
+func (h *Host) KubeletAPI(ctx context.Context, path string, read func(io.Reader) error) error {
 	if h.kubelet == nil {
-		return nil, ErrNotConfigured
+		return ErrNotConfigured
 	}
 	trace(ctx, "kubelet "+path)
-	return h.kubelet(ctx, path)
+	return h.kubelet(ctx, path, read)
 }

@@ -267,7 +267,7 @@ func parseBootTime(data []byte) (time.Time, error) {
 func usrLines(ctx context.Context, files Files, name string) ([]byte, error) {
 	var kept []byte
 	lines := Lines{Each: func(line []byte) {
-		if p := mountPoint(line); string(p) == "/" || string(p) == "/usr" {
+		if p := mountPoint(line); bytes.HasSuffix(line, []byte("\n")) && (string(p) == "/" || string(p) == "/usr") {
 			kept = append(kept, line...)
 		}
 	}}

@@ -1,12 +1,14 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -194,5 +196,65 @@ func TestChangedFilesOfATreeAreReadAgain(t *testing.T) {
 	writeTree(t, dir, map[string]string{"proc/10/stat": "10 (other)" + tail})
 	if procs, opened := read(); opened != 2 || comm(procs, 10) != "other" || comm(procs, 9) != "nine" {
 		t.Errorf("changed: %d files, %+v", opened, procs)
+	}
+}
+
+// TestProcessesComeAndGo: a table that is read while processes are started and end
+// by the thousand is in order, has each once, and knows our own.
+func TestProcessesComeAndGo(t *testing.T) {
+	stop := make(chan struct{})
+	var forking sync.WaitGroup
+	for range 2 {
+		forking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					exec.Command("/bin/true").Run()
+				}
+			}
+		})
+	}
+	h := openDir(t, "/")
+	for range 40 {
+		procs, err := h.ProcessesNow(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		inOrder := func(a, b Process) int { return cmp.Compare(a.PID, b.PID) }
+		if !slices.IsSortedFunc(procs, inOrder) || len(slices.CompactFunc(slices.Clone(procs), func(a, b Process) bool { return a.PID == b.PID })) != len(procs) {
+			t.Error("the table is not in order")
+		}
+		if i, ok := slices.BinarySearchFunc(procs, Process{PID: os.Getpid()}, inOrder); !ok || procs[i].PPID != os.Getppid() {
+			t.Error("our own process is not in the table")
+		}
+	}
+	close(stop)
+	forking.Wait()
+}
+
+// TestProcessNamesItself: a name that looks like the fields behind it.
+func TestProcessNamesItself(t *testing.T) {
+	const name = ") R 0 9 (\n1 (\x1b"
+	child := exec.Command("/bin/sh", "-c", `printf '%s' "$1" >/proc/$$/comm; echo named; read x`, "sh", name)
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); child.Wait() }()
+	if _, err := io.ReadFull(out, make([]byte, len("named\n"))); err != nil {
+		t.Fatal(err)
+	}
+	got, err := openDir(t, "/").ProcessesNow(t.Context(), child.Process.Pid)
+	if err != nil || len(got) != 1 || got[0].Comm != name || got[0].PPID != os.Getpid() || got[0].Kernel {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

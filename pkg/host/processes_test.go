@@ -53,6 +53,11 @@ func FuzzParseProcStat(f *testing.F) {
 	f.Add([]byte("1 (systemd) S 0 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 15 0 0 0\n"))
 	f.Add([]byte("7 (a) b (c)) R 1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 15 0 0 0\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		// Whatever a process is called, what stands behind the name is the kernel's.
+		named, err := parseProcStat([]byte("7 ("+string(data)+") R 3 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 5 0 15 0 0 0\n"), nil)
+		if err != nil || named != (Process{PID: 7, PPID: 3, Comm: string(data), State: 'R', Threads: 5, StartTicks: 15}) {
+			t.Errorf("called %q: %+v, %v", data, named, err)
+		}
 		p, err := parseProcStat(data, nil)
 		if err != nil {
 			return

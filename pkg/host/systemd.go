@@ -145,7 +145,10 @@ func (l *busLink) systemBus(ctx context.Context) (*dbus.Conn, error) {
 			return nil, err
 		}
 		if procs, err := l.host.Processes(ctx); err == nil {
-			isBus := func(p Process) bool { return p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker") }
+			// A pod's process may take the name, and is no child of PID 1's.
+			isBus := func(p Process) bool {
+				return p.PPID == 1 && (p.Comm == "dbus-daemon" || strings.HasPrefix(p.Comm, "dbus-broker"))
+			}
 			if !slices.ContainsFunc(procs, isBus) { // one may have taken the name since it was read
 				procs, err = l.host.ProcessesNow(ctx)
 			}

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"io"
 	"net"
 	"time"
 )
@@ -84,4 +85,6 @@ func (t *Tree) KernelLog(context.Context) ([]KernelRecord, error) { return nil, 
 func (t *Tree) Run(context.Context, Command) (Output, error) { return Output{}, ErrNotLive }
 
 // KubeletAPI implements [View].
-func (t *Tree) KubeletAPI(context.Context, string) ([]byte, error) { return nil, ErrNotConfigured }
+func (t *Tree) KubeletAPI(context.Context, string, func(io.Reader) error) error {
+	return ErrNotConfigured
+}

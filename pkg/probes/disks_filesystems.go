@@ -286,10 +286,26 @@ const (
 	refusalEvent
 )
 
+// maxComm is the most bytes a process's name has, less its NUL (TASK_COMM_LEN).
+const maxComm = 15
+
+// filesystemEventOf takes a line of the log apart. Some lines begin with the name
+// of a process, 15 bytes of its own choice, and end with that of a file of its:
+// "XFS (sda1): [77]: segfault at 0 ... in FILE" (show_signal_msg of
+// arch/x86/mm/fault.c). They are known by the bracket, and what stands around
+// the device is looked at to the byte besides.
 func filesystemEventOf(text string) (device string, kind eventKind) {
+	if strings.IndexByte(text[:min(len(text), maxComm+1)], '[') >= 0 {
+		return "", noEvent
+	}
 	inParens := func(s string) (in, rest string) {
 		in, rest, _ = strings.Cut(s, ")")
-		return strings.TrimPrefix(in, "device "), strings.TrimPrefix(rest, ": ")
+		in = strings.TrimPrefix(in, "device ")
+		message, ok := strings.CutPrefix(rest, ": ")
+		if !ok && !strings.HasPrefix(rest, " in ") {
+			return "", ""
+		}
+		return in, message
 	}
 	switch {
 	case strings.HasPrefix(text, "EXT4-fs error ("):
@@ -322,8 +338,8 @@ func filesystemEventOf(text string) (device string, kind eventKind) {
 			return device, errorEvent
 		}
 	case strings.HasPrefix(text, "BTRFS"):
-		_, rest, ok := strings.Cut(text, "(device ")
-		if !ok {
+		head, rest, ok := strings.Cut(text, "(device ")
+		if !ok || strings.Trim(head, "BTRFS: acefgilnorstw") != "" { // "BTRFS: error ", "BTRFS critical "
 			return "", noEvent
 		}
 		device, rest = inParens(rest)

@@ -458,6 +458,7 @@ func FuzzParseFstab(f *testing.F) {
 func FuzzParseMountUnit(f *testing.F) {
 	f.Add([]byte("[Unit]\nDescription=data\n[Mount]\nWhat=/dev/disk/by-id/scsi-0DATA\nWhere=/data\nType=xfs\nOptions=noatime\n[Install]\nWantedBy=multi-user.target\n"))
 	f.Add([]byte("[Mount]\nWhat=a\\\n b\nWhere=relative\n"))
+	f.Add([]byte("[Mount]\nWhere=/data\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if d, ok, err := parseMountUnit(data); ok && (err != nil || d.Spec == "" || !strings.HasPrefix(d.Point, "/")) {
 			t.Errorf("%+v, %v", d, err)
@@ -479,6 +480,12 @@ func FuzzParseMounts(f *testing.F) {
 		if again, errAgain := byBytes.mounts(); !cmp.Equal(mounts, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
 			t.Errorf("byte by byte %v, %v; at once %v, %v", again, errAgain, mounts, err)
 		}
+		inTwo := newMountScan(mountFilter{})
+		inTwo.take(data[:len(data)/2])
+		inTwo.take(data[len(data)/2:])
+		if again, errAgain := inTwo.mounts(); !cmp.Equal(mounts, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
+			t.Errorf("in two pieces %v, %v; at once %v, %v", again, errAgain, mounts, err)
+		}
 		if err == nil && len(data) == 0 {
 			t.Error("an empty table is no table")
 		}
@@ -496,6 +503,7 @@ func FuzzParseMounts(f *testing.F) {
 func FuzzParseExt4Errors(f *testing.F) {
 	f.Add("4\n", "1795295258\n", "ext4_journal_check_start\n")
 	f.Add("18446744073709551615", "", "")
+	f.Add("4\n", "-1\n", "")
 	f.Fuzz(func(t *testing.T, count, last, fn string) {
 		e, err := parseExt4Errors(count, last, fn)
 		if err == nil && !e.Last.IsZero() && e.Last.Unix() < 0 {
@@ -518,6 +526,7 @@ func FuzzParseUdev(f *testing.F) {
 func FuzzParseVolumeData(f *testing.F) {
 	f.Add([]byte(`{"attachmentID":"csi-0a","driverName":"iscsi.csi.example","nodeName":"n1","specVolID":"pvc-7d1e","volumeHandle":"array-7/vol-12","volumeLifecycleMode":"Persistent"}`))
 	f.Add([]byte(`{"driverName":1}`))
+	f.Add([]byte(`{"driverName":"iscsi.csi.example","specVolID":1,"volumeHandle":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if d, err := parseVolumeData(data); err != nil && d != (volumeData{}) {
 			t.Errorf("%+v beside %v", d, err)
@@ -560,7 +569,28 @@ func FuzzFilesystemEventOf(f *testing.F) {
 		if device, _ := filesystemEventOf(text); !strings.Contains(text, device) {
 			t.Errorf("%q: device %q", text, device)
 		}
+		// As the kernel tells of a process that crashed (arch/x86/mm/fault.c), of
+		// whose name and file the process has the choice.
+		crash := fmt.Sprintf("%s[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in %s[400000+1000]", text[:min(len(text), maxComm)], text)
+		if device, kind := filesystemEventOf(crash); device != "" && kind != noEvent {
+			t.Errorf("%q was taken for an event of %q", crash, device)
+		}
 	})
+}
+
+// TestCrashIsNoFilesystemEvent: lines a process can have the kernel write.
+func TestCrashIsNoFilesystemEvent(t *testing.T) {
+	for _, text := range []string{
+		"XFS (sda1)[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in has been shut down[400000+1000]",
+		"XFS (sda1):[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in Corruption[400000+1000]",
+		"BTRFS x[77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in (device sda1): forced readonly[400000+1000]",
+		"traps: BTRFS[77] general protection fault ip:400000 sp:7ffd error:0 in (device sda1): forced readonly[400000+1000]",
+		"EXT4-fs error ([77]: segfault at 0 ip 0000000000400000 sp 00007ffd error 4 in sda1): x[400000+1000]",
+	} {
+		if device, kind := filesystemEventOf(text); device != "" && kind != noEvent {
+			t.Errorf("%q was taken for an event of %q", text, device)
+		}
+	}
 }
 
 // largeHost answers as a big storage node does what a tree can not.

@@ -421,9 +421,7 @@ func iscsidState(ctx context.Context, v host.View, sessions int, required, matte
 	look := func(needed bool) {
 		var procs []host.Process
 		procs, err = processesNamed(ctx, v, func(comm string) bool { return comm == "iscsid" }, needed)
-		d.procs = slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
-			return p.Kernel || p.State == 'Z' || p.State == 'X'
-		})
+		d.procs = ofTheHost(ctx, v, procs)
 		d.running = len(d.procs) > 0
 	}
 	look(sessions > 0)

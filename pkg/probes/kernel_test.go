@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -143,11 +144,21 @@ func FuzzParseModulesLoad(f *testing.F) {
 
 func FuzzParseKernelCommandLine(f *testing.F) {
 	f.Add([]byte("root=/dev/vda1 modprobe.blacklist=a,b module_blacklist=c modules_load=d sysctl.vm.swappiness=1 sysctl.=\n"))
-	f.Fuzz(func(t *testing.T, data []byte) { parseKernelCommandLine(data) })
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := parseKernelCommandLine(data)
+		for _, list := range []map[string]string{c.forbidden, c.loaded} {
+			for name, from := range list {
+				_, word, ok := strings.Cut(from, "=")
+				if !ok || name != moduleKey(word) || strings.Contains(name, ",") || !bytes.Contains(data, []byte(word)) {
+					t.Errorf("%q from %q", name, from)
+				}
+			}
+		}
+	})
 }
 
 func FuzzSysctlWant(f *testing.F) {
-	for _, s := range []string{">=131072", "< -5", "1 2 3", "bbr", ">=", ">9223372036854775807"} {
+	for _, s := range []string{">=131072", "< -5", "<=7", ">0", "1 2 3", "bbr", ">=", ">9223372036854775807"} {
 		f.Add(s, "10")
 	}
 	f.Fuzz(func(t *testing.T, want, got string) {

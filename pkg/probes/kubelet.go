@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strconv"
@@ -548,11 +549,17 @@ func dropIns(ctx context.Context, v host.Files, dir string) ([]string, error) {
 // (GET /configz). The error wraps host.ErrNotConfigured outside a cluster.
 func LiveKubeletConfig(ctx context.Context, v host.View) (KubeletConfig, error) {
 	const source = "kubelet /configz"
-	data, err := v.KubeletAPI(ctx, "/configz")
-	if err != nil {
-		return KubeletConfig{}, fmt.Errorf("%s: %w", source, err)
-	}
-	c, err := parseConfigz(data)
+	var c KubeletConfig
+	err := v.KubeletAPI(ctx, "/configz", func(r io.Reader) error {
+		data, err := io.ReadAll(io.LimitReader(r, maxKubeletConfig+1))
+		if err == nil && len(data) > maxKubeletConfig {
+			err = host.ErrTooLarge
+		}
+		if err == nil {
+			c, err = parseConfigz(data)
+		}
+		return err
+	})
 	if err != nil {
 		return KubeletConfig{}, fmt.Errorf("%s: %w", source, err)
 	}

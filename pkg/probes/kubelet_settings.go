@@ -5,9 +5,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"path"
@@ -844,11 +844,10 @@ func (c *kubeletPass) checkSelectors() {
 	kept, ok := Kept[keptSelectors](c.Memory, "selectors")
 	if !ok || elapsed(c.Now, kept.at, askPodsAfter) || kept.err != nil && elapsed(c.Now, kept.at, askAgain) {
 		kept = keptSelectors{at: c.Now}
-		data, err := c.Host.KubeletAPI(c.ctx, "/pods")
-		if err == nil {
-			kept.users, err = parseSelectors(data)
-		}
-		kept.err = err
+		kept.err = c.Host.KubeletAPI(c.ctx, "/pods", func(r io.Reader) (err error) {
+			kept.users, err = parseSelectors(r)
+			return err
+		})
 		c.Memory.Keep("selectors", kept)
 	}
 	if kept.err != nil {
@@ -894,23 +893,15 @@ type nodeTerm struct {
 	} `json:"matchExpressions"`
 }
 
+// maxSelectors bounds what is kept of pods that select by deprecated labels.
+const maxSelectors = 10000
+
 // parseSelectors returns the pods of a PodList by the deprecated label they
-// select nodes with. Hardly any does, so that most lists are not decoded.
-func parseSelectors(data []byte) (map[string][]string, error) {
-	if !bytes.Contains(data, []byte("beta.kubernetes.io/")) {
-		if !json.Valid(data) {
-			return nil, errors.New("the answer is not a list of pods")
-		}
-		return nil, nil
-	}
-	var answer struct {
-		Items []selectingPod `json:"items"`
-	}
-	if err := json.Unmarshal(data, &answer); err != nil {
-		return nil, errors.New("the answer is not a list of pods")
-	}
-	users := map[string][]string{}
-	for _, p := range answer.Items {
+// select nodes with.
+func parseSelectors(r io.Reader) (map[string][]string, error) {
+	var users map[string][]string
+	kept := 0
+	err := eachPod(r, func(p selectingPod) error {
 		keys := slices.Collect(maps.Keys(p.Spec.NodeSelector))
 		terms := p.Spec.Affinity.Node.Required.Terms
 		for _, t := range p.Spec.Affinity.Node.Preferred {
@@ -924,9 +915,19 @@ func parseSelectors(data []byte) (map[string][]string, error) {
 		slices.Sort(keys)
 		for _, key := range slices.Compact(keys) {
 			if _, old := oldLabels[key]; old {
+				if kept++; kept > maxSelectors {
+					return errors.New("more pods than a node can run")
+				}
+				if users == nil {
+					users = map[string][]string{}
+				}
 				users[key] = append(users[key], cmp.Or(p.Metadata.Namespace, "default")+"/"+p.Metadata.Name)
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	for _, pods := range users {
 		slices.Sort(pods)

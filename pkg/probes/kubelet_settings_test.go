@@ -1,7 +1,7 @@
 package probes
 
 import (
-	"encoding/json"
+	"bytes"
 	"strings"
 	"testing"
 
@@ -98,16 +98,16 @@ func TestParseSelectors(t *testing.T) {
  "requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"beta.kubernetes.io/os","operator":"In","values":["linux"]}]}]},
  "preferredDuringSchedulingIgnoredDuringExecution":[{"weight":1,"preference":{"matchExpressions":[{"key":"failure-domain.beta.kubernetes.io/zone","operator":"Exists"}]}}]}}}},
 {"metadata":{"name":"annotated","annotations":{"x":"beta.kubernetes.io/os"}},"spec":{}}]}`
-	got, err := parseSelectors([]byte(pods))
+	got, err := parseSelectors(strings.NewReader(pods))
 	want := map[string][]string{"beta.kubernetes.io/os": {"x/a", "x/b"}, "failure-domain.beta.kubernetes.io/zone": {"x/a"}}
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, d)
 	}
-	if got, err := parseSelectors([]byte(`{"items":[{"metadata":{"name":"a"}}]}`)); got != nil || err != nil {
+	if got, err := parseSelectors(strings.NewReader(`{"items":[{"metadata":{"name":"a"}}]}`)); got != nil || err != nil {
 		t.Errorf("%v, %v", got, err)
 	}
 	for _, bad := range []string{"", "<html>", `{"items":[{"spec":{"nodeSelector":{"beta.kubernetes.io/os"`, `{"items":"beta.kubernetes.io/"}`} {
-		if _, err := parseSelectors([]byte(bad)); err == nil {
+		if _, err := parseSelectors(strings.NewReader(bad)); err == nil {
 			t.Errorf("%q: want an error", bad)
 		}
 	}
@@ -141,8 +141,14 @@ func FuzzParseSelectors(f *testing.F) {
 	f.Add([]byte(`{"items":[{"metadata":{"name":"a"},"spec":{"nodeSelector":{"beta.kubernetes.io/os":"linux"}}}]}`))
 	f.Add([]byte(`{"items":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if _, err := parseSelectors(data); err == nil && !json.Valid(data) {
-			t.Error("no JSON, and no error")
+		users, err := parseSelectors(bytes.NewReader(data))
+		if err != nil && users != nil {
+			t.Error("an error, and pods")
+		}
+		for label, pods := range users {
+			if _, old := oldLabels[label]; !old || len(pods) == 0 {
+				t.Errorf("%q: %d pods", label, len(pods))
+			}
 		}
 		parseSwaps(data)
 	})

@@ -200,6 +200,7 @@ func FuzzKubeletConfig(f *testing.F) {
 func FuzzConfigz(f *testing.F) {
 	f.Add([]byte(`{"kubeletconfig":{"kind":"KubeletConfiguration","podPidsLimit":1024,"systemReserved":{"pid":"1000"}}}`))
 	f.Add([]byte(`{"kubeletconfig":null}`))
+	f.Add([]byte(`{"kubeletconfig":{"systemReserved":{"pid":"-1000"},"kubeReserved":{"pid":-1}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if c, err := parseConfigz(data); err == nil && c.ReservedPIDs() < 0 {
 			t.Fatalf("%+v", c)
@@ -286,6 +287,8 @@ func FuzzCounters(f *testing.F) {
 	f.Add([]byte("max 7\n"), "max")
 	f.Add([]byte("low 0\nhigh 0\nmax 63\noom 3\noom_kill 6\noom_group_kill 1\n"), "oom_kill")
 	f.Add([]byte("oom_kill"), "oom_kill")
+	f.Add([]byte("-7\n"), "-7")
+	f.Add([]byte("max -7\n"), "max")
 	f.Fuzz(func(t *testing.T, data []byte, key string) {
 		n, ok, err := parseCounter(data, key)
 		if n < 0 || err != nil && ok {

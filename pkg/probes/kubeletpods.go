@@ -1,11 +1,11 @@
 package probes
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -77,57 +77,86 @@ func (r podResources) memory() (int64, error) {
 
 // readKubeletPods asks the kubelet for its pods.
 func readKubeletPods(ctx context.Context, v host.View) ([]kubeletPod, error) {
-	data, err := v.KubeletAPI(ctx, "/pods")
+	var pods []kubeletPod
+	err := v.KubeletAPI(ctx, "/pods", func(r io.Reader) (err error) {
+		pods, err = parseKubeletPods(r)
+		return err
+	})
+	return pods, err
+}
+
+// maxKubeletContainers bounds what is kept of pods, their containers and the
+// states of these: a specification of a megabyte can name tens of thousands.
+const maxKubeletContainers = 1 << 18
+
+// parseKubeletPods reads what the scores depend on.
+func parseKubeletPods(r io.Reader) ([]kubeletPod, error) {
+	var pods []kubeletPod
+	containers := 0
+	err := eachPod(r, func(p kubeletPod) error {
+		if containers += 1 + len(p.Spec.Containers) + len(p.Spec.InitContainers) + len(p.Status.Containers) + len(p.Status.InitContainers); containers > maxKubeletContainers {
+			return errors.New("more containers than a node can run")
+		}
+		pods = append(pods, p)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	return parseKubeletPods(data)
+	return pods, nil
 }
 
-// parseKubeletPods decodes a PodList one pod at a time: a full node's is several
-// megabytes, of which names and requests are little.
-func parseKubeletPods(data []byte) ([]kubeletPod, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
+// eachPod decodes a PodList one pod at a time: a full node's is several
+// megabytes, of which little is wanted. Who may make pods decides how long it is.
+func eachPod[P any](r io.Reader, take func(P) error) error {
+	part := &budget{r: r, left: maxAnswerPart}
+	d := json.NewDecoder(part)
 	bad := errors.New("the answer is not a list of pods")
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, bad
+		return bad
 	}
 	for d.More() {
 		key, err := d.Token()
 		if err != nil {
-			return nil, bad
+			return bad
 		}
+		part.left = maxAnswerPart
 		if key != "items" {
 			var skipped json.RawMessage
 			if err := d.Decode(&skipped); err != nil {
-				return nil, bad
+				return bad
 			}
 			continue
 		}
 		t, err := d.Token()
 		if err != nil {
-			return nil, bad
+			return bad
 		}
 		if t == nil { // "items": null
-			return nil, nil
+			return nil
 		}
 		if t != json.Delim('[') {
-			return nil, bad
+			return bad
 		}
-		var pods []kubeletPod
 		for d.More() {
-			var p kubeletPod
+			var p P
+			part.left = maxAnswerPart
 			if err := d.Decode(&p); err != nil {
-				return nil, bad
+				return bad
 			}
-			pods = append(pods, p)
+			if err := take(p); err != nil {
+				return err
+			}
 		}
 		if _, err := d.Token(); err != nil { // cut off within the list
-			return nil, bad
+			return bad
 		}
-		return pods, nil
+		return nil
 	}
-	return nil, nil
+	if _, err := d.Token(); err != nil { // cut off before the list
+		return bad
+	}
+	return nil
 }
 
 // systemCriticalPriority is SystemCriticalPriority of kubernetes

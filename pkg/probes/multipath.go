@@ -1046,12 +1046,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 		return d, fmt.Errorf("whether multipathd runs: %w", err)
 	}
 	d.seen = true
-	var candidates []host.Process
-	for _, proc := range procs {
-		if !proc.Kernel && proc.State != 'Z' && proc.State != 'X' {
-			candidates = append(candidates, proc)
-		}
-	}
+	candidates := ofTheHost(ctx, in.Host, procs)
 	if len(candidates) == 0 && !mapsExist && !required {
 		return d, nil
 	}

@@ -318,6 +318,9 @@ func FuzzMultipathdReply(f *testing.F) {
 	f.Add(multipathdFrame("fail\ndevice not found\n"))
 	f.Add(multipathdFrame("timeout\n"))
 	f.Add(multipathdFrame(`{"maps":{}}`))
+	whole := multipathdFrame(`{"maps":[]}`)
+	f.Add(whole)
+	f.Add(whole[:len(whole)-1]) // cut off
 	f.Fuzz(func(t *testing.T, data []byte) {
 		err := readMultipathdReply(bufio.NewReader(bytes.NewReader(data)), func(r io.Reader) error {
 			maps, err := parseMultipathdMaps(r)

@@ -227,6 +227,31 @@ type multipathdPathState struct {
 	Checker string `json:"chk_st"`
 }
 
+// maxMultipathd is more maps, groups and paths than a host can have (minor numbers
+// have 20 bits), for the shortest of them take far less room in an answer than in
+// memory.
+const maxMultipathd = 1 << 20
+
+// maxAnswerPart is the longest part of a JSON answer that is held, in bytes: a
+// pod, or a map with thousands of paths.
+const maxAnswerPart = 4 << 20
+
+// budget is a reader that ends with an error when more is taken than is left; a
+// JSON decoder holds as much as one value has.
+type budget struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *budget) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("one value of it is %w of %d bytes", host.ErrTooLarge, maxAnswerPart)
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}
+
 // parseMultipathdMaps decodes map by map: a host with 500 maps answers with
 // some two megabytes, of which only a few words each are kept.
 func parseMultipathdMaps(r io.Reader) ([]multipathdMap, error) {
@@ -244,16 +269,19 @@ func parseMultipathdMaps(r io.Reader) ([]multipathdMap, error) {
 		}
 		return nil, fmt.Errorf("multipathd answered %.60q instead of JSON", bytes.TrimSpace(head))
 	}
-	dec := json.NewDecoder(br)
+	part := &budget{r: br, left: maxAnswerPart}
+	dec := json.NewDecoder(part)
 	if _, err := dec.Token(); err != nil {
 		return nil, jsonTrouble(err)
 	}
 	var maps []multipathdMap
+	known := 0
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
 			return nil, jsonTrouble(err)
 		}
+		part.left = maxAnswerPart
 		if key != "maps" {
 			var skip json.RawMessage
 			if err := dec.Decode(&skip); err != nil {
@@ -268,8 +296,22 @@ func parseMultipathdMaps(r io.Reader) ([]multipathdMap, error) {
 		}
 		for dec.More() {
 			var m multipathdMap
+			part.left = maxAnswerPart
 			if err := dec.Decode(&m); err != nil {
 				return nil, jsonTrouble(err)
+			}
+			known++
+			for _, g := range m.Groups {
+				known += 1 + len(g.Paths)
+				if slices.ContainsFunc(g.Paths, func(p multipathdPathState) bool { return p.DevT == "" }) {
+					return nil, errors.New("multipathd speaks of a path without a device")
+				}
+			}
+			if m.WWID == "" {
+				return nil, errors.New("multipathd speaks of a map without an identity")
+			}
+			if known > maxMultipathd {
+				return nil, fmt.Errorf("multipathd speaks of more than %d maps, groups and paths", maxMultipathd)
 			}
 			maps = append(maps, m)
 		}

@@ -340,9 +340,7 @@ func (c *oomCheck) kubeProxy() (pid int, inPod bool) {
 		if st, err := c.in.Host.Stat(c.ctx, "/proc/"+strconv.Itoa(p.PID)); err != nil || st.UID != 0 {
 			continue
 		}
-		net, err := c.in.Host.ReadLink(c.ctx, procFile(p.PID, "ns/net"))
-		hostNet, err1 := c.in.Host.ReadLink(c.ctx, procFile(1, "ns/net"))
-		if err == nil && err1 == nil && net != hostNet {
+		if !sharesWithInit(c.ctx, c.in.Host, p.PID, "net") {
 			continue
 		}
 		data, err := c.in.Host.ReadFile(c.ctx, procFile(p.PID, "cgroup"))

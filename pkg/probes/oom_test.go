@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -177,13 +178,13 @@ func TestParseKubeletPods(t *testing.T) {
 		`{"items":[]}`:   0,
 		`{}`:             0,
 	} {
-		pods, err := parseKubeletPods([]byte(text))
+		pods, err := parseKubeletPods(strings.NewReader(text))
 		if err != nil || len(pods) != want {
 			t.Errorf("%s: %d pods, %v", text, len(pods), err)
 		}
 	}
 	for _, text := range []string{"", "[]", "<html>", `{"items":{}}`, `{"items":[1]}`, `{"items":[{"metadata":`, `{"items":[{}`, `{"a"`} {
-		if pods, err := parseKubeletPods([]byte(text)); err == nil {
+		if pods, err := parseKubeletPods(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: want an error, got %d pods", text, len(pods))
 		}
 	}
@@ -193,7 +194,7 @@ func FuzzKubeletPods(f *testing.F) {
 	f.Add([]byte(`{"items":[{"metadata":{"name":"bu","namespace":"default","uid":"a"},"spec":{"containers":[{"name":"c","resources":{"requests":{"memory":"256Mi"}}}]},"status":{"containerStatuses":[{"name":"c","containerID":"containerd://caf3"}]}}]}`))
 	f.Add([]byte(`{"items":[{"spec":{"resources":{"requests":{"memory":"1Ei"}},"containers":[{"resources":{"requests":{"memory":1e30}}}],"initContainers":[{"restartPolicy":"Always"}]}}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		pods, err := parseKubeletPods(data)
+		pods, err := parseKubeletPods(bytes.NewReader(data))
 		if err != nil {
 			return
 		}

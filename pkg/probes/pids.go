@@ -156,6 +156,8 @@ func (c *pidCheck) run() {
 		c.failed(fmt.Errorf("process table: %w", err))
 	} else if c.runtimes, err = processesNamed(c.ctx, c.in.Host, func(comm string) bool { return isRuntime(comm) || kubeletProgram(comm) != "" }, false); err != nil {
 		c.failed(fmt.Errorf("process table: %w", err))
+	} else {
+		c.runtimes = ofTheHost(c.ctx, c.in.Host, c.runtimes)
 	}
 	nodeErr := c.readNode()
 	c.failed(nodeErr)
@@ -601,11 +603,8 @@ func (c *pidCheck) advise(maxPods, inPods int64) pidAdvice {
 		return pidAdvice{number: c.MinReserved, enough: c.MinReserved, why: "probes.pids.minReserved"}
 	}
 	var shims int64
-	for _, p := range c.procs {
-		// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
-		if strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs" {
-			shims += int64(p.Threads)
-		}
+	for _, p := range c.shims() {
+		shims += int64(p.Threads)
 	}
 	maxPods = min(max(maxPods, 0), 1<<20)
 	own := max(0, c.tasks-inPods-shims)
@@ -616,6 +615,40 @@ func (c *pidCheck) advise(maxPods, inPods int64) pidAdvice {
 		number: need(1.5), enough: need(1.25),
 		why: fmt.Sprintf("1.5 x %d threads of the host + %d x %d pods (maxPods), at least %d", own, shimThreads, maxPods, leastReserved),
 	}
+}
+
+// shims are the processes that go by the name of a runtime's shim, and have
+// none above them: a pod's process may take that name, and is a child of a real
+// one.
+func (c *pidCheck) shims() []host.Process {
+	// 15 bytes of "containerd-shim-runc-v2" and of "conmon".
+	named := func(p host.Process) bool {
+		return strings.HasPrefix(p.Comm, "containerd-shim") || p.Comm == "conmon" || p.Comm == "conmonrs"
+	}
+	var shims []host.Process
+	for _, p := range c.procs {
+		if !named(p) {
+			continue
+		}
+		below := false
+		// No shim is that deep, and a table that was read while processes ended
+		// may hold a circle.
+		for at, steps := p, 0; at.PPID > 1 && !below; steps++ {
+			if below = steps > 256; below {
+				break
+			}
+			i, ok := slices.BinarySearchFunc(c.procs, at.PPID, func(p host.Process, pid int) int { return cmp.Compare(p.PID, pid) })
+			if !ok {
+				break
+			}
+			at = c.procs[i]
+			below = named(at)
+		}
+		if !below {
+			shims = append(shims, p)
+		}
+	}
+	return shims
 }
 
 // tooSmall has some play: the host's threads come and go, so a reservation is

@@ -1,8 +1,10 @@
 package probes
 
 import (
+	"bytes"
 	"context"
 	"slices"
+	"strconv"
 
 	"github.com/hosthygiene/agent/pkg/host"
 )
@@ -39,4 +41,53 @@ func processesNamed(ctx context.Context, v host.View, named func(comm string) bo
 		found = slices.DeleteFunc(slices.Clone(all), other)
 	}
 	return found, nil
+}
+
+// ofTheHost leaves of the processes that go by a daemon's name those that can be
+// the host's daemon. Any process of any pod may take any name. So root's
+// count, and of these the ones in the network of PID 1, where the sockets of such
+// daemons are: a pod is there, as root, only if it was allowed what makes it part
+// of the host. What can not be seen counts for the process.
+func ofTheHost(ctx context.Context, v host.Files, procs []host.Process) []host.Process {
+	if len(procs) == 0 {
+		return nil
+	}
+	kinds := []string{"net", "user"}
+	first := v.ReadLinks(ctx, procFile(1, "ns"), kinds)
+	return slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
+		if p.Kernel || p.State == 'Z' || p.State == 'X' {
+			return true
+		}
+		status, err := v.ReadFile(ctx, procFile(p.PID, "status"))
+		if uid, known := effectiveUID(status); err == nil && known && uid != 0 {
+			return true
+		}
+		return !sameNamespaces(v.ReadLinks(ctx, procFile(p.PID, "ns"), kinds), first)
+	})
+}
+
+// sharesWithInit reports whether a process is in PID 1's namespace of a kind, as
+// far as that can be seen: a copied tree has none.
+func sharesWithInit(ctx context.Context, v host.Files, pid int, kind string) bool {
+	return sameNamespaces(v.ReadLinks(ctx, procFile(pid, "ns"), []string{kind}), v.ReadLinks(ctx, procFile(1, "ns"), []string{kind}))
+}
+
+func sameNamespaces(a, b []host.Link) bool {
+	return slices.EqualFunc(a, b, func(a, b host.Link) bool { return a.Err != nil || b.Err != nil || a.Target == b.Target })
+}
+
+// effectiveUID is the second of the four numbers of Uid in proc_pid_status(5), in
+// the user namespace of whoever reads it.
+func effectiveUID(status []byte) (uid int, known bool) {
+	for line := range bytes.Lines(status) {
+		if rest, ok := bytes.CutPrefix(line, []byte("Uid:")); ok {
+			fields := bytes.Fields(rest)
+			if len(fields) < 2 {
+				return 0, false
+			}
+			n, err := strconv.ParseUint(string(fields[1]), 10, 32)
+			return int(n), err == nil
+		}
+	}
+	return 0, false
 }

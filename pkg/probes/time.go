@@ -556,6 +556,11 @@ func runningTimeDaemons(ctx context.Context, h host.View) ([]timeDaemon, error) 
 		if may, known := canSetTime(status); known && !may {
 			continue
 		}
+		// In a user namespace of its own, which anybody may make, a process has
+		// every capability and may still not set the time.
+		if !sharesWithInit(ctx, h, p.PID, "user") {
+			continue
+		}
 		if cmdline, err := h.ReadFile(ctx, dir+"/cmdline"); err == nil && p.Comm == "chronyd" && chronydIsReadOnly(cmdline) {
 			continue
 		}

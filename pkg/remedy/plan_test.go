@@ -13,6 +13,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/probes"
+	"github.com/hosthygiene/agent/pkg/report"
 )
 
 var testNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -209,7 +210,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	in.Facts.Files["/etc/sysctl.d/70-x.conf"] = FileFact{Exists: true, Data: "password = hunter2\n", Mode: 0o600}
 	var b strings.Builder
 	p := New(in)
-	if err := p.WriteJSON(&b); err != nil {
+	if err := report.WriteJSON(&b, p); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.WriteText(&b, false); err != nil {

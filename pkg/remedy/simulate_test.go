@@ -118,6 +118,7 @@ func FuzzMultipathSyntax(f *testing.F) {
 
 func FuzzMachineConfig(f *testing.F) {
 	f.Add([]byte(`{"kind":"MachineConfig","spec":{"config":{"ignition":{"version":"3.4.0"},"storage":{"files":[{"path":"/a"}]}}}}`))
+	f.Add([]byte(`{"kind":"MachineConfig","spec":{"config":{"ignition":{"version":"3.4.0"},"storage":{"files":[{"path":"a"},{"path":"../b"}]}}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		files, err := parseMachineConfig(data)
 		for name := range files {

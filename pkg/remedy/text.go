@@ -1,32 +1,11 @@
 package remedy
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"unicode"
-
-	"sigs.k8s.io/yaml"
 )
-
-// WriteJSON writes the plan as one indented JSON document.
-func (p Plan) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(p)
-}
-
-// WriteYAML writes the plan as YAML.
-func (p Plan) WriteYAML(w io.Writer) error {
-	data, err := yaml.Marshal(p)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(data)
-	return err
-}
 
 // WriteText writes the plan for a person: each step with why it is done and
 // everything it touches.

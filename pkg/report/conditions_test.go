@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/hosthygiene/agent/pkg/config"
@@ -137,9 +138,10 @@ func TestOneLineDefusesTerminals(t *testing.T) {
 
 func FuzzOneLine(f *testing.F) {
 	f.Add("x\x1b]0;title\x07")
+	f.Add(strings.Repeat("€", 30))
 	f.Fuzz(func(t *testing.T, s string) {
 		got := clip(oneLine(s), 64)
-		if len(got) > 64 || !utf8.ValidString(got) || strings.ContainsAny(got, "\x00\x07\x1b\n\r\x7f\u009b") {
+		if len(got) > 64 || !utf8.ValidString(got) || strings.ContainsFunc(got, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			t.Errorf("%q", got)
 		}
 	})

@@ -3,6 +3,7 @@ package report
 import (
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -109,13 +110,14 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descReload, truth(s.ConfigError == nil))
 	m.problems(s, gauge)
+	told := map[string]bool{}
 	for _, r := range s.Reports {
 		for _, status := range finding.Statuses() {
 			gauge(descStatus, truth(r.Status == status), r.Probe, string(status))
 		}
 		gauge(descDuration, r.Duration.Seconds(), r.Probe)
 		for _, v := range r.Samples {
-			m.sample(ch, v)
+			m.sample(ch, told, v)
 		}
 	}
 	for k, n := range s.Runs {
@@ -157,7 +159,13 @@ func (m *Metrics) problems(s *engine.Snapshot, gauge func(*prometheus.Desc, floa
 	}
 }
 
-func (m *Metrics) sample(ch chan<- prometheus.Metric, v finding.Sample) {
+// maxLabel is the longest label value, in bytes.
+const maxLabel = 256
+
+// sample makes one series. Two with the same labels, which are cut and escaped
+// and so need not be those of one thing, would fail the whole scrape: the first
+// is told.
+func (m *Metrics) sample(ch chan<- prometheus.Metric, told map[string]bool, v finding.Sample) {
 	def, ok := sampled[v.Metric]
 	if !ok {
 		return // the test of this table against the probes fails before a user sees it
@@ -165,9 +173,14 @@ func (m *Metrics) sample(ch chan<- prometheus.Metric, v finding.Sample) {
 	labels := make([]string, len(def.labels))
 	for i, name := range def.labels {
 		if at := slices.Index(v.Labels, name); at >= 0 && at+1 < len(v.Labels) {
-			labels[i] = oneLine(v.Labels[at+1])
+			labels[i] = clip(oneLine(v.Labels[at+1]), maxLabel)
 		}
 	}
+	key := v.Metric + "\x00" + strings.Join(labels, "\x00")
+	if told[key] {
+		return
+	}
+	told[key] = true
 	metric, err := prometheus.NewConstMetric(def.desc, def.kind, v.Value, labels...)
 	if err != nil {
 		metric = prometheus.NewInvalidMetric(def.desc, err)

@@ -1,15 +1,12 @@
 package report
 
 import (
-	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
@@ -219,24 +216,6 @@ func WriteDetails(w io.Writer, tables []probes.Table, failed string, s Style) er
 		}
 	}
 	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-// WriteJSON writes the report as one indented JSON document.
-func (r HostReport) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
-}
-
-// WriteYAML writes the report as YAML.
-func (r HostReport) WriteYAML(w io.Writer) error {
-	data, err := yaml.Marshal(r)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(data)
 	return err
 }
 

@@ -38,6 +38,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -720,7 +721,9 @@ func (h *Host) KernelLog(context.Context) ([]host.KernelRecord, error) {
 	for _, line := range lines(text) {
 		r, err := host.ParseKernelRecord([]byte(line))
 		h.must(err)
-		recs = append(recs, r)
+		if r.Facility == 0 { // as host.KernelLog
+			recs = append(recs, r)
+		}
 	}
 	return recs, nil
 }
@@ -746,13 +749,13 @@ func (h *Host) Run(_ context.Context, c host.Command) (host.Output, error) {
 }
 
 // KubeletAPI implements [host.View]; without a section there is no cluster.
-func (h *Host) KubeletAPI(_ context.Context, name string) ([]byte, error) {
+func (h *Host) KubeletAPI(_ context.Context, name string, read func(io.Reader) error) error {
 	text, ok := h.sections["kubelet/"+strings.TrimPrefix(name, "/")]
 	if !ok {
-		return nil, host.ErrNotConfigured
+		return host.ErrNotConfigured
 	}
 	if msg, bad := strings.CutPrefix(text, "error "); bad {
-		return nil, errors.New(strings.TrimSpace(msg))
+		return errors.New(strings.TrimSpace(msg))
 	}
-	return []byte(text), nil
+	return read(strings.NewReader(text))
 }
