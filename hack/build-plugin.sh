@@ -11,7 +11,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 for os in linux darwin windows; do
     for arch in amd64 arm64; do
-        rm -rf "$tmp"/*
+        rm -rf "${tmp:?}"/*
         bin=kubectl-hygiene
         if [ "$os" = windows ]; then bin=$bin.exe; fi
         CGO_ENABLED=0 GOOS=$os GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$tmp/$bin" ./cmd/kubectl-hygiene
