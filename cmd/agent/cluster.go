@@ -78,10 +78,14 @@ func kubeletServer(h *host.Host) string {
 type cluster struct {
 	publisher *report.Publisher
 	api       *report.API
+	// known returns when the Node has been seen, or is no longer awaited.
+	known func()
 }
 
 // Node implements [probes.Cluster].
 func (c cluster) Node() (probes.Node, bool) {
+	// Or what the agent before us found by it would clear and come again.
+	c.known()
 	n := c.publisher.Node()
 	if n == nil {
 		return probes.Node{}, false

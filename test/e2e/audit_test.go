@@ -127,6 +127,8 @@ func mayAsk(r request) bool {
 		return o.Namespace == rigtest.Namespace
 	case o.Resource == "volumeattachments":
 		return r.Verb == "get"
+	case o.Resource == "":
+		return r.Verb == "get" && r.RequestURI == "/version"
 	}
 	return false
 }

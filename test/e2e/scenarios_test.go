@@ -178,7 +178,7 @@ iptables -I OUTPUT -p udp --dport $port -m comment --comment e2e-clock -j DROP`)
 			},
 			{
 				name: "kubelet without PID reservation", condition: "PIDProblem", reason: "NoPIDReservation",
-				fault: sh(kubeletConfig(`'/^systemReserved:/,/pid:/d; /^kubeReserved:/,/pid:/d'`)), repair: sh(kubeletConfigBack),
+				fault: sh(kubeletConfig(`'/^ *pid: /d'`)), repair: sh(kubeletConfigBack),
 			},
 			{
 				name: "containerd's OOM score changed", condition: "OOMProblem", reason: "OOMScoreDrift", says: "containerd",

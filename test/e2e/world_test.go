@@ -72,9 +72,11 @@ func (w *world) is(kind string, status corev1.ConditionStatus, reasons ...string
 	return func() error { return w.all().Is(kind, status, reasons...) }
 }
 
-// kinds are the conditions of every probe, without the prefix.
+// kinds are the conditions of every probe that applies to the node, without the
+// prefix.
 func kinds() []string {
-	return []string{"TimeProblem", "DiskProblem", "MultipathProblem", "ISCSIProblem", "PIDProblem", "OOMProblem", "PackageProblem"}
+	return []string{"TimeProblem", "DiskProblem", "MultipathProblem", "ISCSIProblem", "PIDProblem", "OOMProblem", "PackageProblem",
+		"ServiceProblem", "UpdateProblem", "KubeletProblem"}
 }
 
 // healthy says whether every condition is there and tells of no problem.
