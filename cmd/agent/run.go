@@ -231,13 +231,16 @@ func (s *settings) changed(c *config.Config, err error) {
 	s.apply()
 }
 
-func (s *settings) setLabels(labels map[string]string) {
+// setLabels says whether they put another config into force.
+func (s *settings) setLabels(labels map[string]string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.labels = labels
-	if s.read && s.file != nil && s.file.Overrides() > 0 {
-		s.apply()
+	if !s.read || s.file == nil || s.file.Overrides() == 0 {
+		return false
 	}
+	s.apply()
+	return true
 }
 
 func (s *settings) apply() {
