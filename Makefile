@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
+.PHONY: build run test unit race cluster-tests e2e nightly chaos fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
 
 build: ## the agent, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -35,6 +35,11 @@ e2e: setup ## only the scenarios on the real node
 nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	FUZZTIME=30s hack/fuzz.sh
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
+
+# SEED=4711 repeats a run's random moments.
+SEED ?= 0
+chaos: setup ## what may go wrong around the agent, half an hour, into docs/reliability.md
+	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED)
 
 bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...

@@ -595,7 +595,7 @@ func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed 
 		switch {
 		case quiet(w.Reason):
 			return nil
-		case w.Reason == ReasonConfigInvalid && again && !sameButNumbers(c.Message, w.Message):
+		case w.Reason == ReasonConfigInvalid && again && c.Message != w.Message:
 			// Another mistake, which is news; named by its text too, for two of
 			// them may come in one second.
 			return []event{p.event(node, w.Type, w.Reason, w.Message, "Warning", w.Message, now)}
