@@ -331,16 +331,21 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 			return time.Millisecond // it was not worth it any more
 		}
 		p.refused = 0
-		for t, w := range plan.written {
-			p.written[t] = w
-		}
 		for _, t := range plan.deleted {
 			delete(p.written, t)
+		}
+		for _, r := range plan.restored {
+			p.log.Warn("a condition that somebody else changed is restored", "type", r.kind, "theirs", r.theirs, "ours", r.ours)
 		}
 		p.attempted = nil
 		p.step = step
 		p.refreshAt = time.Now().Add(time.Hour + rand.N(15*time.Minute))
 		p.seen(after)
+	}
+	maps.Copy(p.written, plan.adopted)
+	maps.Copy(p.written, plan.written)
+	if p.refreshAt.IsZero() {
+		p.refreshAt = plan.refreshAt
 	}
 	if snap != nil && bool(snap.Config.Report.Events) {
 		p.events = append(p.events, plan.events...)
@@ -368,7 +373,7 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	return max(time.Until(p.refreshAt), time.Second)
 }
 
-// plan is one patch and what follows from it.
+// plan is one patch and what follows from it. Making one changes nothing.
 type plan struct {
 	patch   []map[string]any
 	written map[string]writtenCondition
@@ -376,10 +381,18 @@ type plan struct {
 	events  []event
 	// attempts are the new statuses in the patch.
 	attempts map[string]attempt
+	// adopted is what is on the node already, and refreshAt when that is due to
+	// be written again, if that was not known.
+	adopted   map[string]writtenCondition
+	refreshAt time.Time
+	restored  []restored
 }
 
+// restored is a condition of ours that somebody else had changed.
+type restored struct{ kind, theirs, ours string }
+
 func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early bool) plan {
-	pl := plan{written: map[string]writtenCondition{}, attempts: map[string]attempt{}}
+	pl := plan{written: map[string]writtenCondition{}, adopted: map[string]writtenCondition{}, attempts: map[string]attempt{}}
 	now := time.Now()
 	today := metav1.NewTime(p.ofDay().Truncate(time.Second)) // as it is on the wire
 	have := map[string]NodeCondition{}
@@ -450,7 +463,7 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 			same = last.set == set && c.Message == last.message && c.LastTransitionTime.Equal(&last.transition)
 			if same && last.provisional && !w.Provisional {
 				if same = c.Message == w.Message; same {
-					p.written[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
+					pl.adopted[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
 				}
 			}
 		case same:
@@ -458,10 +471,10 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 			// healthy probe verified is no reason to write.
 			same = w.Status == "False" && len(w.Findings) == 0 || sameButNumbers(c.Message, w.Message)
 			if same {
-				p.written[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
-				if p.refreshAt.IsZero() {
+				pl.adopted[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
+				if p.refreshAt.IsZero() && pl.refreshAt.IsZero() {
 					due := c.LastHeartbeatTime.Add(time.Hour + rand.N(15*time.Minute)).Sub(today.Time)
-					p.refreshAt = now.Add(min(max(due, 0), 75*time.Minute))
+					pl.refreshAt = now.Add(min(max(due, 0), 75*time.Minute))
 				}
 				pl.events = append(pl.events, p.repeat(node, w, c, today)...)
 			}
@@ -481,7 +494,7 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 				if exists {
 					theirs = c.Status + "/" + c.Reason
 				}
-				p.log.Warn("a condition that somebody else changed is restored", "type", w.Type, "theirs", theirs, "ours", w.Status+"/"+w.Reason)
+				pl.restored = append(pl.restored, restored{w.Type, theirs, w.Status + "/" + w.Reason})
 				exists, c = true, NodeCondition{Type: w.Type, Status: last.status, Reason: last.reason, Message: last.message}
 			}
 		case exists && c.Status == w.Status:
