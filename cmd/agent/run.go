@@ -24,6 +24,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/pkg/watch"
 )
@@ -153,8 +154,29 @@ func (d *daemon) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer running.Wait()
 	defer cancel()
-	if err := listen(d.healthAddr, d.health(eng, publisher)); err != nil {
-		return err
+	var yielded yielded
+	serveHealth := func() error { return listen(d.healthAddr, d.health(eng, publisher, &yielded)) }
+	healthy := false
+	claim, err := claimHost(ctx, view, log, func(to error) {
+		if yielded.to.Swap(&to) == nil {
+			// The other one may have the port, and then nobody can be answered.
+			healthy = serveHealth() == nil
+		}
+	})
+	switch {
+	case ctx.Err() != nil:
+		log.Info("stopping")
+		return nil
+	case err != nil:
+		log.Warn("whether another agent runs on this node can not be told", "error", err)
+	default:
+		defer claim.Close()
+	}
+	yielded.to.Store(nil)
+	if !healthy {
+		if err := serveHealth(); err != nil {
+			return err
+		}
 	}
 	switch {
 	case d.metricsAddr == "":
@@ -210,6 +232,50 @@ func (d *daemon) run(ctx context.Context) error {
 		return exitError{exitFinding, err}
 	}
 }
+
+// claims is what gives a process its claim on the host.
+type claims interface {
+	Claim(ctx context.Context, dir string) (*host.Claim, error)
+}
+
+// claimEvery is how often an agent that waits for another one's end looks.
+const claimEvery = time.Second
+
+// claimHost waits until this is the only agent of the node: two that each write
+// what they find would take turns at every difference between them. yield is
+// told to whom it waits, again and again. Another error says that it can not be
+// found out, such as without the folder.
+func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to error)) (*host.Claim, error) {
+	waiting := false
+	for {
+		c, err := h.Claim(ctx, remedy.StateDir)
+		var held *host.ClaimedError
+		switch {
+		case err == nil && c.Orphaned != 0:
+			log.Warn("the agent before this one has ended, but for a thread that hangs in the kernel", "process", c.Orphaned)
+			return c, nil
+		case err == nil:
+			if waiting {
+				log.Info("the other agent has ended, this one goes on")
+			}
+			return c, nil
+		case !errors.As(err, &held):
+			return nil, err
+		case !waiting:
+			waiting = true
+			log.Error("another agent runs on this node: this one waits until it ends, and tells nothing", "error", err)
+		}
+		yield(err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+// yielded is to whom this agent has left the node, if to anybody.
+type yielded struct{ to atomic.Pointer[error] }
 
 func (d *daemon) logger() (*slog.Logger, error) {
 	opts := &slog.HandlerOptions{Level: d.logLevel}
@@ -268,13 +334,16 @@ func (s *settings) changed(c *config.Config, err error) {
 	s.apply()
 }
 
-func (s *settings) setLabels(labels map[string]string) {
+// setLabels says whether they put another config into force.
+func (s *settings) setLabels(labels map[string]string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.labels = labels
-	if s.read && s.file != nil && s.file.Overrides() > 0 {
-		s.apply()
+	if !s.read || s.file == nil || s.file.Overrides() == 0 {
+		return false
 	}
+	s.apply()
+	return true
 }
 
 func (s *settings) apply() {
@@ -302,11 +371,15 @@ type latestSnapshot struct {
 // Report implements [engine.Reporter].
 func (l *latestSnapshot) Report(s engine.Snapshot) { l.Store(&s) }
 
-func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
+func (d *daemon) health(eng *engine.Engine, p *report.Publisher, y *yielded) http.Handler {
 	mux := http.NewServeMux()
 	// Liveness is the scheduler's answer: a probe that hangs on a dead mount has
 	// a thread that no restart can end.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if y.to.Load() != nil { // nothing is scheduled yet
+			fmt.Fprintln(w, "ok")
+			return
+		}
 		if age := eng.Stalled(); age > d.livenessLimit {
 			http.Error(w, fmt.Sprintf("the scheduler has not come round for %s", age.Round(time.Second)), http.StatusServiceUnavailable)
 			return
@@ -314,6 +387,10 @@ func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if to := y.to.Load(); to != nil {
+			http.Error(w, fmt.Sprintf("another agent runs on this node: %v", *to), http.StatusServiceUnavailable)
+			return
+		}
 		select {
 		case <-p.Reported():
 			fmt.Fprintln(w, "ok")

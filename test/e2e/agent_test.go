@@ -50,6 +50,7 @@ func TestAgent(t *testing.T) {
 	w.configure(t, runConfig, w.runConfigInForce)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
+	t.Run("chaos", w.shortChaos)
 	t.Run("footprint", w.footprint)
 	t.Run("kubectl hygiene", w.plugin)
 	t.Run("access", w.access)

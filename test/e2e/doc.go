@@ -19,6 +19,9 @@
 // on how fast the machine is: that a fault was told before the agent would have
 // looked, that no command was executed, that nothing was written.
 //
+// "make chaos" does at length what may go wrong around the agent, and writes what
+// came of it into docs/reliability.md; every run does some of it.
+//
 // Single scenarios are selected as Go tests are:
 //
 //	HYGIENE_ATTACH=1 go test -tags cluster ./test/e2e -run 'TestAgent/scenarios/chronyd_stopped'
