@@ -83,6 +83,7 @@ func (d *daemon) run(ctx context.Context) error {
 		debug.SetGCPercent(50)
 	}
 	lagTimers()
+	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
 	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
