@@ -17,7 +17,7 @@ const (
 	// spareThreads are for calls into the kernel that take long: a probe's reads
 	// of a slow disk, commands, what hangs. A parked one costs 16 KiB of kernel
 	// stack and as much of its own.
-	spareThreads = 16
+	spareThreads = 12
 )
 
 // reserveThreads makes the threads that the process may need, and leaves them to
