@@ -41,7 +41,8 @@ type busLink struct {
 	bus     *dbus.Conn
 	private *dbus.Conn
 	// silent is when the bus last gave no answer.
-	silent time.Time
+	silent   time.Time
+	patience time.Duration // busPatience
 
 	// batch is held by who asks many questions at a time.
 	batch batchToken
@@ -171,7 +172,7 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 	err := l.silence()
 	if err == nil {
 		var c *dbus.Conn
-		busCtx, cancel := busPatience(ctx)
+		busCtx, cancel, whole := l.patient(ctx)
 		c, err = l.systemBus(busCtx)
 		cancel()
 		if err == nil {
@@ -179,7 +180,7 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 			l.closePrivate()
 			return c, nil
 		}
-		if errors.Is(err, ErrNoReply) {
+		if whole && errors.Is(err, ErrNoReply) {
 			l.fellSilent()
 		}
 	}
@@ -193,21 +194,61 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 }
 
 const (
-	// busPatienceLimit is how long the bus has to answer where systemd can be
-	// asked past it.
-	busPatienceLimit = 3 * time.Second
+	// busPatience is how long the bus itself may take to answer where systemd
+	// can be asked past it. It says nothing of how long systemd may take.
+	busPatience = 3 * time.Second
 	// busRest is how long a bus that gave no answer is not asked where systemd
 	// can be asked past it: it would cost each probe the wait anew.
 	busRest = 30 * time.Second
 )
 
-// busPatience leaves time to ask past a bus that hangs.
-func busPatience(ctx context.Context) (context.Context, context.CancelFunc) {
-	limit := busPatienceLimit
+// patient leaves time to ask past a bus that hangs; whole says whether the bus
+// has all the time it may take.
+func (l *busLink) patient(ctx context.Context) (_ context.Context, cancel context.CancelFunc, whole bool) {
+	limit := l.patience
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)/2)
 	}
-	return context.WithTimeout(ctx, limit)
+	ctx, cancel = context.WithTimeout(ctx, limit)
+	return ctx, cancel, limit == l.patience
+}
+
+// guard ends the calls made on the bus, by ending the context it returns, when
+// the bus itself does not answer either.
+func (l *busLink) guard(ctx context.Context, c *dbus.Conn) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	var mu sync.Mutex
+	var timer *time.Timer
+	look := func() {
+		answered := make(chan struct{})
+		go func() { // which may be stuck in writing until the connection is closed
+			if c.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err == nil {
+				close(answered)
+			}
+		}()
+		limit := time.NewTimer(l.patience)
+		defer limit.Stop()
+		select {
+		case <-ctx.Done():
+		case <-limit.C:
+			cancel()
+		case <-answered:
+			mu.Lock()
+			defer mu.Unlock()
+			if ctx.Err() == nil {
+				timer.Reset(l.patience)
+			}
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(l.patience, look)
+	return ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		timer.Stop()
+		cancel()
+	}
 }
 
 // silence is why the bus is better not asked at present; nil when it may be.
@@ -286,25 +327,25 @@ func askVia[T any](ctx context.Context, l *busLink, connect func(context.Context
 		if err != nil {
 			return answer, err
 		}
-		callCtx, cancel := ctx, func() {}
-		viaBus := past && l.isBus(c)
-		if viaBus {
-			callCtx, cancel = busPatience(ctx)
+		callCtx, cancel := ctx, context.CancelFunc(func() {})
+		if past && l.isBus(c) {
+			callCtx, cancel = l.guard(ctx, c)
 		}
 		// A call writes to the socket before it looks at its context.
 		answer, err := bound(callCtx, &l.host.calls, "D-Bus", nil, func() (T, error) { return calls(callCtx, c) })
+		silent := callCtx.Err() != nil && ctx.Err() == nil
 		cancel()
 		switch {
 		case err == nil:
 			return answer, nil
+		case silent:
+			c.Close()
+			l.fellSilent()
+			continue
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrNoReply):
 			// A write may be stuck in it, and whoever comes next would queue
 			// behind.
 			c.Close()
-			if viaBus && ctx.Err() == nil {
-				l.fellSilent()
-				continue
-			}
 			return answer, fmt.Errorf("D-Bus: %w", ErrNoReply)
 		case !c.Connected() && ctx.Err() == nil && try < 5:
 			continue
