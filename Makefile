@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test unit race cluster-tests e2e nightly fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
+.PHONY: build run test unit race cluster-tests e2e nightly soak fuzz bench bench-fleet bench-node plots lint setup image generate cluster-up cluster-down clean
 
 build: ## the agent, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -18,7 +18,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/soak
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -35,6 +35,15 @@ e2e: setup ## only the scenarios on the real node
 nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	FUZZTIME=30s hack/fuzz.sh
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
+
+# FOR=5m is a short one, SEED=4711 makes the same faults again. BROKEN=pids
+# breaks the agent first, by test/e2e/testdata/broken/pids.diff: it has to fail.
+FOR ?= 30m
+SEED ?= 0
+BROKEN ?=
+soak: setup ## faults of all kinds at random for half an hour, and a node that lacks what the agent needs, into docs/reliability.md
+	go test -tags cluster -count=1 -timeout 3h -v ./test/e2e -run '^Test$(if $(BROKEN),Soak,(Soak|Starved))$$' \
+		-soak=$(FOR) -soak-seed=$(SEED) -broken=$(BROKEN) -soak-figures=$(CURDIR)/docs/reliability.md
 
 bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...

@@ -26,10 +26,10 @@ import (
 )
 
 var (
-	soakFor  = flag.Duration("for", 0, "soak the node in faults for so long (guest time)")
-	soakSeed = flag.Uint64("seed", 0, "the seed the faults are drawn by; random when 0")
+	soakFor  = flag.Duration("soak", 0, "soak the node in faults for so long, by its own clock")
+	soakSeed = flag.Uint64("soak-seed", 0, "what the faults of a soak are drawn by; 0 for another one each time")
+	soakInto = flag.String("soak-figures", "", "write the figures of a soak into this `file`")
 	broken   = flag.String("broken", "", "break the agent by testdata/broken/`NAME`.diff first: the soak has to fail")
-	soakInto = flag.String("reliability", "", "write the figures into this `file`")
 )
 
 // TestSoak makes faults of all kinds at random, several at a time, and holds what
@@ -44,13 +44,13 @@ func TestSoak(t *testing.T) {
 	w.configure(t, upsetConfig, w.upsetConfigInForce)
 	w.Await(t, "every condition to be healthy", w.healthy)
 	u := newUpsets(t, w, longUpsets())
-	rows := u.run(t, seed(), soak.Pace{Length: *soakFor, Gap: 4 * time.Second, Least: 5 * time.Second, Most: 40 * time.Second, Brief: 3 * time.Second})
+	rows := u.run(t, drawnBy(), soak.Pace{Length: *soakFor, Gap: 4 * time.Second, Least: 5 * time.Second, Most: 40 * time.Second, Brief: 3 * time.Second})
 	if *soakInto != "" && *broken == "" {
 		writeTables(t, *soakInto, rows...)
 	}
 }
 
-func seed() uint64 {
+func drawnBy() uint64 {
 	if *soakSeed != 0 {
 		return *soakSeed
 	}
@@ -659,7 +659,7 @@ func writeTables(t *testing.T, file string, tables ...figures.Table) {
 func (w *world) shortSoak(t *testing.T) {
 	w.Guest(t, "cp -p /etc/fstab /tmp/e2e/")
 	w.Await(t, "every condition to be healthy", w.healthy)
-	newUpsets(t, w, shortUpsets()).run(t, seed(), soak.Pace{Length: 40 * time.Second, Gap: time.Second, Least: 3 * time.Second, Most: 10 * time.Second, Brief: time.Second})
+	newUpsets(t, w, shortUpsets()).run(t, drawnBy(), soak.Pace{Length: 40 * time.Second, Gap: time.Second, Least: 3 * time.Second, Most: 10 * time.Second, Brief: time.Second})
 	w.invariants(t)
 	w.Spent("short soak")
 }
