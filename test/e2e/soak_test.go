@@ -474,8 +474,12 @@ func (u *soaking) run(t *testing.T, seed uint64, pace soak.Pace) []figures.Table
 	defer u.mu.Unlock()
 
 	v := soak.Judge(log, u.metrics, u.conditions(before, time.Now()))
+	// The node is emulated: it may be too busy to answer now and then.
 	for _, f := range u.faults {
-		t.Error(f)
+		t.Log(f)
+	}
+	if len(u.faults) > 2+len(u.vitals)/50 {
+		t.Errorf("the metrics were not to be had %d times of %d", len(u.faults), len(u.faults)+len(u.vitals))
 	}
 	if now, err := w.Pod(t.Context()); err != nil || now.Status.ContainerStatuses[0].RestartCount != pod.Status.ContainerStatuses[0].RestartCount {
 		t.Errorf("the agent was restarted: %v", err)

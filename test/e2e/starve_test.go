@@ -138,7 +138,7 @@ func starvings() []starving {
 		{
 			name: "/var/lib/dpkg on an iSCSI disk whose target is gone",
 			prepare: `d=/dev/$(ls /sys/class/iscsi_session/session*/device/target*/*/block | tail -n 1); mkfs.ext4 -q -F -O ^has_journal $d; mkdir -p /tmp/e2e/net
-mount $d /tmp/e2e/net; cp -a /var/lib/dpkg/status /var/lib/dpkg/lock* /tmp/e2e/net/; umount /tmp/e2e/net; mount -o noatime $d /var/lib/dpkg; readlink -f $d >/tmp/e2e/net.disk`,
+mount $d /tmp/e2e/net; cp -a /var/lib/dpkg/. /tmp/e2e/net/; umount /tmp/e2e/net; mount -o noatime $d /var/lib/dpkg; readlink -f $d >/tmp/e2e/net.disk`,
 			fault:   "systemctl kill -s KILL tgt; systemctl stop tgt; echo 3 >/proc/sys/vm/drop_caches; umount -l /nowhere 2>/dev/null || true",
 			restore: "systemctl start tgt rig-iscsi; umount -l /var/lib/dpkg; wipefs -qa $(cat /tmp/e2e/net.disk) || true",
 			told:    []showing{unknown("PackageProblem", "/var/lib/dpkg"), say("ISCSIProblem", "", "SessionFailed")},
