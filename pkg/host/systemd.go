@@ -177,7 +177,7 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 		cancel()
 		if err == nil {
 			// What is connected to that socket is sent every signal.
-			l.closePrivate()
+			l.leavePrivate()
 			return c, nil
 		}
 		if whole && errors.Is(err, ErrNoReply) {
@@ -267,13 +267,14 @@ func (l *busLink) fellSilent() {
 	l.silent = time.Now()
 }
 
-func (l *busLink) closePrivate() {
+func (l *busLink) leavePrivate() {
 	l.mu.Lock()
 	c := l.private
 	l.private, l.silent = nil, time.Time{}
 	l.mu.Unlock()
 	if c != nil {
-		c.Close()
+		// After whoever still waits for an answer on it.
+		time.AfterFunc(busRest, func() { c.Close() })
 	}
 }
 
