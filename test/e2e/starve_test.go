@@ -113,10 +113,10 @@ func starvings() []starving {
 			told:    []showing{say("PIDProblem", "the node has", "PIDsNearLimit")}, lasts: 45 * time.Second, clears: 3 * time.Minute,
 		},
 		{
-			name:  "no memory left on the node",
-			fault: "systemd-run --quiet --collect --unit e2e-hungry -p OOMPolicy=continue tail /dev/zero",
+			name:    "no memory left on the node",
+			fault:   "systemd-run --quiet --collect --unit e2e-hungry -p OOMPolicy=continue tail /dev/zero",
 			restore: "systemctl stop e2e-hungry",
-			told:  []showing{say("OOMProblem", "tail", "SystemOOMKill")}, clears: 3 * time.Minute,
+			told:    []showing{say("OOMProblem", "tail", "SystemOOMKill")}, clears: 3 * time.Minute,
 		},
 		{
 			name:    "no space left on the root file system",
