@@ -229,8 +229,10 @@ func upsets(every time.Duration) []upset {
 			"umount /data", "mountpoint -q /data || mount /data"),
 		one("fstab names a disk by its kernel name", []string{"fstab"}, tell("disks", "/dev/vdz9", 0, "UnstableDeviceName"), nil,
 			"echo '/dev/vdz9 /mnt ext4 nofail 0 0' >>/etc/fstab", "cat /tmp/e2e/fstab >/etc/fstab"),
-		one("a mount that never answers", []string{"fuse"}, tell("disks", "/mnt/e2e-dead", 15*time.Second+2*look, "MountUnresponsive"), nil,
-			"systemd-run --quiet --unit e2e-dead perl /tmp/e2e/dead.pl /mnt/e2e-dead; until grep -q ' /mnt/e2e-dead ' /proc/self/mounts; do sleep 0.1; done", "systemctl stop e2e-dead; umount -l /mnt/e2e-dead"),
+		// systemd hangs in it when it starts a service that has a mount namespace of
+		// its own, as chronyd has.
+		with(one("a mount that never answers", []string{"fuse"}, tell("disks", "/mnt/e2e-dead", 15*time.Second+2*look, "MountUnresponsive"), nil,
+			"systemd-run --quiet --unit e2e-dead perl /tmp/e2e/dead.pl /mnt/e2e-dead; until grep -q ' /mnt/e2e-dead ' /proc/self/mounts; do sleep 0.1; done", "systemctl stop e2e-dead; umount -l /mnt/e2e-dead"), func(u *upset) { u.Alone = true }),
 
 		with(one("the kubelet reserves no PIDs", []string{"kubelet"}, tell("pids", "", 10*time.Second+look, "NoPIDReservation"), slices.Concat(say("pids", "PIDLimitStale", soak.Unknown), say("oom", "OOMScoreDrift")),
 			kubeletConfig(`'/^systemReserved:/,/pid:/d; /^kubeReserved:/,/pid:/d'`), kubeletConfigBack), func(u *upset) { u.Clears = 2 * time.Minute }),
@@ -243,7 +245,8 @@ func upsets(every time.Duration) []upset {
 		with(one("a process killed for memory", []string{"kill"}, tell("oom", "e2e-hungry", look, "SystemOOMKill"), nil,
 			"systemd-run --quiet --wait --collect --unit e2e-hungry -p MemoryMax=20M -p MemorySwapMax=0 -p OOMPolicy=continue tail /dev/zero || true", ""), momentary(time.Minute+30*time.Second)),
 
-		one("a package removed", []string{"dpkg"}, tell("packages", testPackage, 0, "PackageMissing"), nil,
+		// An installation may take as long as a lock may be held here.
+		one("a package removed", []string{"dpkg"}, tell("packages", testPackage, 0, "PackageMissing"), say("packages", "PackageLockHeld"),
 			"dpkg --remove "+testPackage, "dpkg -i /tmp/e2e/"+testPackage+".deb"),
 		one("the package lock held", []string{"dpkg"}, tell("packages", "dpkg", 5*time.Second+2*look, "PackageLockHeld"), nil,
 			"systemd-run --quiet --unit e2e-dpkg dpkg -i /tmp/e2e/hygiene-slow.deb", "touch /tmp/e2e/go-on; while systemctl is-active -q e2e-dpkg; do sleep 0.2; done; rm -f /tmp/e2e/go-on; dpkg --purge hygiene-slow"),

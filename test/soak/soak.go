@@ -44,6 +44,8 @@ type Fault struct {
 	// Momentary faults are over when they have happened; what is told of them
 	// goes by itself, within Clears.
 	Momentary bool
+	// Alone: it stands in the way of making and mending others.
+	Alone bool
 }
 
 func (f Fault) explains(s Saying) bool {
@@ -91,6 +93,7 @@ func Plan(seed uint64, faults []Fault, p Pace) []Planned {
 	free := map[string]time.Duration{} // what is taken, until when
 	var deck []int
 	var plan []Planned
+	var over time.Duration // when all that was planned so far is mended
 	for at := upTo(p.Gap); ; at += upTo(2 * p.Gap) {
 		possible := func(f int) bool {
 			// What nobody can mend is over in time.
@@ -113,7 +116,10 @@ func Plan(seed uint64, faults []Fault, p Pace) []Planned {
 		if r.IntN(briefShare) == 0 {
 			next.Brief, next.For = true, upTo(p.Brief)
 		}
-		if at+next.For >= p.Length {
+		if next.Fault >= 0 && faults[next.Fault].Alone {
+			next.At = max(at, over)
+		}
+		if next.At+next.For >= p.Length {
 			return plan
 		}
 		if next.Fault < 0 {
@@ -124,9 +130,13 @@ func Plan(seed uint64, faults []Fault, p Pace) []Planned {
 			next.Brief, next.For = false, 0
 		}
 		for _, what := range f.Takes {
-			free[what] = at + next.For + f.Clears
+			free[what] = next.At + next.For + f.Clears
 		}
 		plan = append(plan, next)
+		over = max(over, next.At+next.For)
+		if f.Alone {
+			at = over
+		}
 	}
 }
 

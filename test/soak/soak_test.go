@@ -18,7 +18,9 @@ func faults() []Fault {
 		Tells: []Tell{{"time", []string{"Offset", "Unsynchronized"}, "", 10 * time.Second}}}
 	kill := Fault{Name: "kill", Takes: []string{"log"}, Clears: time.Minute, Momentary: true,
 		Tells: []Tell{{"oom", []string{"Kill"}, "tail", 10 * time.Second}}}
-	return []Fault{disk, clock, kill}
+	dead := Fault{Name: "dead", Takes: []string{"mount"}, Clears: 5 * time.Second, Alone: true,
+		Tells: []Tell{{"disks", []string{"Unresponsive"}, "/mnt", 10 * time.Second}}}
+	return []Fault{disk, clock, kill, dead}
 }
 
 func TestPlan(t *testing.T) {
@@ -58,8 +60,14 @@ func TestPlan(t *testing.T) {
 		if p.At+p.For > length {
 			t.Errorf("%+v is not over at the end", p)
 		}
-		if i > 0 && p.At < plan[i-1].At+plan[i-1].For {
+		for _, other := range plan[:i] {
+			if p.At >= other.At+other.For {
+				continue
+			}
 			overlaps++
+			if f.Alone || list[other.Fault].Alone {
+				t.Errorf("%+v is not alone with %+v", p, other)
+			}
 		}
 	}
 	if len(count) != len(list) || brief == 0 || overlaps == 0 {
