@@ -85,7 +85,11 @@ func (d *daemon) run(ctx context.Context) error {
 		// collections of a heap of a few megabytes.
 		debug.SetGCPercent(50)
 	}
+	if err := host.SmallPages(); err != nil {
+		log.Debug("huge pages stay on", "error", err)
+	}
 	lagTimers()
+	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
 	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {

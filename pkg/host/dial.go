@@ -182,7 +182,7 @@ func (h *Host) dialBound(ctx context.Context, server string) (conn net.Conn, err
 		// The mode comes from the umask, which is this thread's own here. A
 		// chmod(2) by name could be led to another file by whoever owns the
 		// directory, and chronyd's is not root's.
-		unix.Umask(0o111)
+		defer unix.Umask(unix.Umask(0o111))
 		d := net.Dialer{LocalAddr: &net.UnixAddr{Net: "unixgram", Name: local}}
 		conn, err = d.DialContext(ctx, "unixgram", remote)
 		return err

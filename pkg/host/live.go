@@ -90,7 +90,7 @@ func Open(o Options) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{Root: r, kubelet: o.Kubelet, ns: ns}
-	h.bus.host, h.log.host = h, h
+	h.bus.host, h.bus.patience, h.log.host = h, busPatience, h
 	return h, nil
 }
 

@@ -50,7 +50,7 @@ func (h *Host) run(ctx context.Context, c Command) (Output, error) {
 	stdout, stderr := &capped{limit: maxStdout}, &capped{limit: maxStderr}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// No Pdeathsig: it fires when the thread that started the child ends, and
-	// that thread ends at once.
+	// that thread may end before the child.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if cg.unified >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, cg.unified

@@ -48,6 +48,7 @@ func TestAgent(t *testing.T) {
 	t.Run("figures", w.shortFigures)
 	w.Spent("figures")
 	w.configure(t, runConfig, w.runConfigInForce)
+	t.Run("soak", w.shortSoak)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
 	t.Run("chaos", w.shortChaos)
@@ -62,7 +63,11 @@ func TestAgent(t *testing.T) {
 func deploy(t *testing.T) *world {
 	t.Helper()
 	agent := make(chan built, 1)
-	go func() { defer close(agent); build(t, agent) }()
+	tree := "../.."
+	if *broken != "" {
+		tree = brokenTree(t, *broken)
+	}
+	go func() { defer close(agent); build(t, tree, agent) }()
 	w := start(t)
 	w.observe(t)
 	t.Cleanup(func() { w.publish(t) })
