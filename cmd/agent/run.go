@@ -26,6 +26,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/pkg/watch"
 )
@@ -52,6 +53,9 @@ func newRun(c *common) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if d.root != "" {
 				return exitError{exitUsage, errors.New("--root is for a tree at rest; run needs a running host")}
+			}
+			if d.observe && d.allowRemedies {
+				return exitError{exitUsage, fmt.Errorf("--allow-remedies: %w", errObserves)}
 			}
 			return d.run(cmd.Context())
 		},
@@ -84,7 +88,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	lagTimers()
 	var view *host.Host
-	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}
@@ -108,11 +112,18 @@ func (d *daemon) run(ctx context.Context) error {
 	var latest latestSnapshot
 	var eng *engine.Engine
 	wake := func(ctx context.Context, probe string) { eng.Wake(ctx, probe) }
-	remedies := d.remedies(view, api, publisher, log, wake)
-	metrics.Remedies = remedies.Counts
 	watcher := watch.New(view, log, wake)
-	eng = engine.New(view, log, publisher.Prior, publisher, metrics, &latest, remedies, watcher)
-	eng.Annotate = remedies.Attempt
+	reporters := []engine.Reporter{publisher, metrics, &latest, watcher}
+	var remedies *remedy.Controller
+	if d.observe {
+		log.Info("this agent only observes: no remedy is planned or done, whatever the config says")
+		eng = engine.New(view, log, publisher.Prior, append(reporters, &observer{tell: publisher.Tell, log: log})...)
+	} else {
+		remedies = d.remedies(view, api, publisher, log, wake)
+		metrics.Remedies = remedies.Counts
+		eng = engine.New(view, log, publisher.Prior, append(reporters, remedies)...)
+		eng.Annotate = remedies.Attempt
+	}
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup
@@ -169,7 +180,9 @@ func (d *daemon) run(ctx context.Context) error {
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
-	running.Go(func() { remedies.Run(ctx) })
+	if remedies != nil {
+		running.Go(func() { remedies.Run(ctx) })
+	}
 	select {
 	case <-ctx.Done():
 		log.Info("stopping")

@@ -236,6 +236,9 @@ func (c *clockCheck) chronyd(ctx context.Context) {
 	case errors.Is(err, errChronyClosed):
 		c.works()
 		c.kernelOnly("chronyd (command port closed)")
+		if errors.Is(err, fs.ErrPermission) {
+			c.errs = append(c.errs, fmt.Errorf("what chronyd knows of its sources: %w", err))
+		}
 		return
 	case errors.Is(err, host.ErrNoReply):
 		c.r.Add(finding.Finding{
@@ -494,9 +497,13 @@ func (c *clockCheck) hypervisor(ctx context.Context) {
 			continue
 		}
 		offset, uncertainty, err := c.in.Host.PTPOffset(ctx, "/dev/"+name)
+		if errors.Is(err, fs.ErrPermission) {
+			c.errs = append(c.errs, fmt.Errorf("the hypervisor's clock (%s) can not be compared: %w", clock, err))
+			continue
+		}
 		if err != nil {
-			// Not a fault of the host: unprivileged, or a hypervisor without
-			// the call (KVM answers EOPNOTSUPP for a non-TSC clocksource).
+			// Not a fault of the host: a hypervisor without the call (KVM answers
+			// EOPNOTSUPP for a non-TSC clocksource).
 			continue
 		}
 		if offset.Abs()-uncertainty <= c.MaxOffset.D() {
@@ -577,7 +584,7 @@ func gone(err error) bool {
 }
 
 func closedPort(err error) bool {
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // canSetTime reads CAP_SYS_TIME (bit 25) from CapEff of proc_pid_status(5).
