@@ -168,7 +168,7 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 	errs := []error{daemonErr}
 	// Whoever may not use the ioctl is still told everything by the daemon, of the
 	// maps that it knows.
-	if kernelErr != nil && (len(found) == 0 || slices.ContainsFunc(found, func(m multipathMap) bool { return said[m.wwid] == nil })) {
+	if kernelErr != nil && (len(found) == 0 || slices.ContainsFunc(found, func(m multipathMap) bool { return said[m.wwid] == nil || !m.told() })) {
 		errs = append(errs, kernelErr)
 	}
 

@@ -32,15 +32,20 @@ type Time struct {
 	// MaxErrorBound is how far off the clock may be at worst, by the daemon's
 	// own estimate.
 	MaxErrorBound Duration `json:"maxErrorBound"`
+	// HypervisorClock compares with the hypervisor's clock where there is one.
+	// An agent that may not open it (docs/observe.md) says so, and the probe is
+	// Unknown for it; off, that clock is nobody's concern.
+	HypervisorClock bool `json:"hypervisorClock"`
 }
 
 // DefaultTime returns the default settings. 50 ms is what Ceph monitors and
 // node_exporter's NodeClockSkewDetected tolerate; above 1 s etcd complains.
 func DefaultTime() Time {
 	return Time{
-		MaxOffset:      Duration(50 * time.Millisecond),
-		CriticalOffset: Duration(time.Second),
-		MaxErrorBound:  Duration(500 * time.Millisecond),
+		MaxOffset:       Duration(50 * time.Millisecond),
+		CriticalOffset:  Duration(time.Second),
+		MaxErrorBound:   Duration(500 * time.Millisecond),
+		HypervisorClock: true,
 	}
 }
 
@@ -482,6 +487,9 @@ func (c *clockCheck) offset(daemon, source string, offset, bound time.Duration, 
 // hypervisor compares with PTP clocks that deliver UTC. A network card's own
 // PTP clock usually keeps TAI or runs free, so those are left alone.
 func (c *clockCheck) hypervisor(ctx context.Context) {
+	if !c.HypervisorClock {
+		return
+	}
 	const class = "/sys/class/ptp"
 	names, err := c.in.Host.ReadDir(ctx, class)
 	if err != nil {
