@@ -23,7 +23,7 @@
 //	statmount           "/data dev=8:1 [ro]", "/nfs hangs=2026-01-02T03:04:05Z" or "/x error=EIO"
 //	locks               "/var/lib/dpkg/lock pid=12", or "free", "absent", "denied", "notlive" in place of pid=12
 //	kmsg                records as /dev/kmsg gives them
-//	run/COMMAND LINE    "exit N", then standard output; before it "! " marks lines of standard error
+//	run/COMMAND LINE    "exit N", then standard output; before it "! " marks lines of standard error; or "denied"
 //	kubelet/configz     the kubelet's answer, or "error TEXT"
 //	os                  "id=debian version=13 class=mutable ...", overriding detection
 //	now                 the time of the pass; further lines are further passes
@@ -736,6 +736,9 @@ func (h *Host) Run(_ context.Context, c host.Command) (host.Output, error) {
 		return host.Output{}, h.unlisted("run/" + c.String())
 	}
 	first, rest, _ := bytes.Cut([]byte(text), []byte("\n"))
+	if string(first) == "denied" {
+		return host.Output{}, fmt.Errorf("%s: %w", c, fs.ErrPermission)
+	}
 	code, err := strconv.Atoi(strings.TrimPrefix(string(first), "exit "))
 	if err != nil {
 		h.t.Fatalf("run/%s: first line %q, want \"exit N\"", c, first)
