@@ -214,12 +214,15 @@ func (w *world) capabilities(t *testing.T) {
 		change func(*corev1.SecurityContext)
 		want   map[string]seen // nil: it does not start
 	}{
-		"as-it-is":          {func(*corev1.SecurityContext) {}, seenObserving()},
-		"without-syslog":    {func(s *corev1.SecurityContext) { s.Capabilities.Add = []corev1.Capability{"SYS_PTRACE"} }, withoutSyslog},
-		"without-ptrace":    {func(s *corev1.SecurityContext) { s.Capabilities.Add = []corev1.Capability{"SYSLOG"} }, nil},
-		"with-dac-read":     {func(s *corev1.SecurityContext) { s.Capabilities.Add = append(s.Capabilities.Add, "DAC_READ_SEARCH") }, seenObserving()},
-		"without-seccomp":   {func(s *corev1.SecurityContext) { s.SeccompProfile.Type = corev1.SeccompProfileTypeUnconfined }, seenObserving()},
-		"with-all-but-priv": {func(s *corev1.SecurityContext) { s.Capabilities.Add = []corev1.Capability{"ALL"}; s.AllowPrivilegeEscalation = nil }, seenObserving()},
+		"as-it-is":        {func(*corev1.SecurityContext) {}, seenObserving()},
+		"without-syslog":  {func(s *corev1.SecurityContext) { s.Capabilities.Add = []corev1.Capability{"SYS_PTRACE"} }, withoutSyslog},
+		"without-ptrace":  {func(s *corev1.SecurityContext) { s.Capabilities.Add = []corev1.Capability{"SYSLOG"} }, nil},
+		"with-dac-read":   {func(s *corev1.SecurityContext) { s.Capabilities.Add = append(s.Capabilities.Add, "DAC_READ_SEARCH") }, seenObserving()},
+		"without-seccomp": {func(s *corev1.SecurityContext) { s.SeccompProfile.Type = corev1.SeccompProfileTypeUnconfined }, seenObserving()},
+		"with-all-but-priv": {func(s *corev1.SecurityContext) {
+			s.Capabilities.Add = []corev1.Capability{"ALL"}
+			s.AllowPrivilegeEscalation = nil
+		}, seenObserving()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := corev1.Pod{Spec: *own.Spec.DeepCopy()}
