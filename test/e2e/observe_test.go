@@ -19,11 +19,11 @@ import (
 const (
 	observeOverlay = manifests + "kustomize/overlays/observe"
 	// observeConfig asks for a repair that would be made at once.
-	unwantedFile  = "/etc/hygiene-e2e-observe.conf"
+	unwantedFile  = "/etc/sysctl.d/99-hygiene-e2e.conf"
 	observeConfig = `apiVersion: hosthygiene.io/v1alpha1
 kind: AgentConfig
 interval: 3s
-require: {files: [{path: ` + unwantedFile + `, content: "repaired"}]}
+require: {files: [{path: ` + unwantedFile + `, content: "# repaired\n"}]}
 remedies: {mode: enforce, allow: [files, packages, units], failureBudget: 3}
 `
 )
