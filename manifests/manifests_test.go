@@ -362,6 +362,46 @@ func TestService(t *testing.T) {
 	}
 }
 
+// observes holds the least privilege that docs/observe.md gives the reasons for:
+// what is added here is added there.
+func observes(base, in installation) error {
+	pod, was := in.daemonSet.Spec.Template.Spec, base.daemonSet.Spec.Template.Spec
+	c := pod.Containers[0]
+	want := &corev1.SecurityContext{
+		Privileged: new(bool), AllowPrivilegeEscalation: new(bool), ReadOnlyRootFilesystem: was.Containers[0].SecurityContext.ReadOnlyRootFilesystem,
+		RunAsUser: new(int64), RunAsGroup: new(int64),
+		Capabilities:    &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"SYS_PTRACE", "SYSLOG"}},
+		SeccompProfile:  &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined},
+	}
+	var errs []error
+	if d := cmp.Diff(want, c.SecurityContext); d != "" {
+		errs = append(errs, fmt.Errorf("security context (-want +got): %s", d))
+	}
+	if !slices.Contains(c.Env, corev1.EnvVar{Name: "HOST_HYGIENE_OBSERVE", Value: "true"}) {
+		errs = append(errs, fmt.Errorf("environment %v", c.Env))
+	}
+	if d := cmp.Diff(was.Containers[0].Args, c.Args); d != "" {
+		errs = append(errs, fmt.Errorf("arguments: %s", d))
+	}
+	for _, v := range pod.Volumes {
+		if v.HostPath != nil {
+			errs = append(errs, fmt.Errorf("it mounts %s of the host", v.HostPath.Path))
+		}
+	}
+	for _, r := range in.roles {
+		for _, rule := range r.Rules {
+			if slices.Contains(rule.Resources, "leases") {
+				errs = append(errs, fmt.Errorf("role %s still gives it Leases", r.Name))
+			}
+		}
+	}
+	if len(in.roles) != len(base.roles)-1 || len(in.bindings) != len(base.bindings)-1 {
+		errs = append(errs, fmt.Errorf("%d roles and %d bindings", len(in.roles), len(in.bindings)))
+	}
+	return errors.Join(errs...)
+}
+
 // Every overlay says what it is for; what it does is held here.
 func TestOverlays(t *testing.T) {
 	base := load(t, render(t, "kustomize/base"))
@@ -419,6 +459,7 @@ func TestOverlays(t *testing.T) {
 			}
 			return nil
 		},
+		"observe": func(in installation) error { return observes(base, in) },
 		"remedies": func(in installation) error {
 			was, is := base.daemonSet.Spec.Template.Spec.Containers[0].Args, in.daemonSet.Spec.Template.Spec.Containers[0].Args
 			if slices.Contains(was, "--allow-remedies") || !slices.Equal(is, append(slices.Clone(was), "--allow-remedies")) {

@@ -100,7 +100,7 @@ func (c *common) open() (host.View, func(), error) {
 		}
 		return tree, func() { tree.Close() }, nil
 	}
-	h, err := host.Open(host.Options{})
+	h, err := host.Open(host.Options{Observe: c.observe})
 	if err != nil {
 		return nil, nil, exitError{exitUnknown, err}
 	}
@@ -113,8 +113,10 @@ func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections)
 		o = host.OS{ID: "unknown"}
 	}
 	reports := engine.Once(ctx, view, cfg)
-	if err := remedy.Annotate(ctx, view, reports); err != nil {
-		fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
+	if !c.observe {
+		if err := remedy.Annotate(ctx, view, reports); err != nil {
+			fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
+		}
 	}
 	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports)
 }

@@ -28,7 +28,7 @@ var update = flag.Bool("update", false, "rewrite the golden outputs")
 func agent(t *testing.T, args ...string) (out string, code int) {
 	t.Helper()
 	t.Setenv("NODE_NAME", "n1")
-	root := newRoot()
+	root := newRoot(false)
 	var b bytes.Buffer
 	root.SetOut(&b)
 	root.SetErr(&b)

@@ -127,7 +127,7 @@ func (c *common) changer() (host.View, *remedy.Applier, func(), error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ch, err := host.OpenForChange(host.Options{})
+	ch, err := host.OpenForChange(host.Options{Observe: c.observe})
 	if err != nil {
 		closeView()
 		return nil, nil, nil, exitError{exitUnknown, err}

@@ -54,6 +54,9 @@ func newRun(c *common) *cobra.Command {
 			if d.root != "" {
 				return exitError{exitUsage, errors.New("--root is for a tree at rest; run needs a running host")}
 			}
+			if d.observe && d.allowRemedies {
+				return exitError{exitUsage, fmt.Errorf("--allow-remedies: %w", errObserves)}
+			}
 			return d.run(cmd.Context())
 		},
 	}
@@ -91,7 +94,7 @@ func (d *daemon) run(ctx context.Context) error {
 	lagTimers()
 	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
-	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}
@@ -115,8 +118,6 @@ func (d *daemon) run(ctx context.Context) error {
 	var latest latestSnapshot
 	var eng *engine.Engine
 	wake := func(ctx context.Context, probe string) { eng.Wake(ctx, probe) }
-	remedies := d.remedies(view, api, publisher, log, wake)
-	metrics.Remedies = remedies.Counts
 	watcher := watch.New(view, log, wake)
 	// What the agent before us told must be known before the first judgement,
 	// or a held-back problem would clear and come again, and before the config
@@ -129,8 +130,17 @@ func (d *daemon) run(ctx context.Context) error {
 	})
 	prior := func(condition string) bool { known(); return publisher.Prior(condition) }
 	settings.awaitLabels = known
-	eng = engine.New(view, log, prior, publisher, metrics, &latest, remedies, watcher)
-	eng.Annotate = remedies.Attempt
+	var remedies *remedy.Controller
+	reporters := []engine.Reporter{publisher, metrics, &latest}
+	if d.observe {
+		log.Info("this agent only observes: no remedy is planned or done, whatever the config says")
+		eng = engine.New(view, log, prior, append(reporters, &observer{tell: publisher.Tell, log: log}, watcher)...)
+	} else {
+		remedies = d.remedies(view, api, publisher, log, wake)
+		metrics.Remedies = remedies.Counts
+		eng = engine.New(view, log, prior, append(reporters, remedies, watcher)...)
+		eng.Annotate = remedies.Attempt
+	}
 	eng.Cluster = cluster{publisher, api, known}
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
@@ -227,7 +237,9 @@ func (d *daemon) run(ctx context.Context) error {
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
-	running.Go(func() { remedies.Run(ctx) })
+	if remedies != nil {
+		running.Go(func() { remedies.Run(ctx) })
+	}
 	select {
 	case <-ctx.Done():
 		log.Info("stopping")

@@ -55,6 +55,8 @@ func (h *Host) dialer(network, address string) (func(context.Context) (net.Conn,
 		}, nil
 	case network == "unix" && path.IsAbs(address):
 		return func(ctx context.Context) (net.Conn, error) { return h.dialPath(ctx, address) }, nil
+	case network == "unixgram" && path.IsAbs(address) && h.observe:
+		return nil, fmt.Errorf("a client socket beside it: %w", errObserves)
 	case network == "unixgram" && path.IsAbs(address):
 		return func(ctx context.Context) (net.Conn, error) { return h.dialBound(ctx, address) }, nil
 	case unixSocket:

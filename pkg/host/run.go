@@ -26,6 +26,9 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 	if len(c.argv) == 0 || !path.IsAbs(c.argv[0]) {
 		return Output{}, fmt.Errorf("command %q has no absolute path", c)
 	}
+	if h.observe {
+		return Output{}, fmt.Errorf("%s: %w", c, errObserves)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	// The kill takes a moment after ctx; then the command is given up.

@@ -56,6 +56,7 @@ func TestAgent(t *testing.T) {
 	t.Run("kubectl hygiene", w.plugin)
 	t.Run("access", w.access)
 	t.Run("uninstall", w.uninstall)
+	t.Run("observe", w.onlyObserves)
 }
 
 // deploy brings up a cluster with the agent on it, as the manifests install it,

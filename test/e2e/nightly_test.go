@@ -29,6 +29,8 @@ func TestNightly(t *testing.T) {
 	t.Run("reboot", w.reboot)
 	t.Run("second node", w.secondNode)
 	t.Run("access", w.access)
+	w.remove(t)
+	t.Run("capabilities", w.capabilities)
 }
 
 // reboot: what was a problem before the machine booted is not told as one

@@ -93,7 +93,7 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 
-	for _, overlay := range []string{"openshift", "loopback-metrics", "metrics-tls", "remedies", "before-1.30"} {
+	for _, overlay := range []string{"openshift", "loopback-metrics", "metrics-tls", "remedies", "observe", "before-1.30"} {
 		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
 	}
 
