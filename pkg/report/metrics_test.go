@@ -109,16 +109,6 @@ func TestPromtoolLikesTheMetrics(t *testing.T) {
 	}
 }
 
-func TestPromtoolLikesTheAlerts(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("promtool is not installed; make setup installs it")
-	}
-	if out, err := exec.Command(promtool, "check", "rules", "../../examples/alerts.yaml").CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
 // Before the first pass there is little to tell, and that little is told.
 func TestMetricsBeforeTheFirstPass(t *testing.T) {
 	m := NewMetrics("v1", nil)
