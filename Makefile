@@ -18,7 +18,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/monitoring
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -62,8 +62,8 @@ setup:
 image: setup ## the container image as an archive in dist/
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents and schema, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles)' -update
+generate: ## manifests, documents, schema, alerts and dashboard, from their sources
+	go test ./manifests ./pkg/config ./pkg/probes ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Generated|Runbooks)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

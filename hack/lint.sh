@@ -11,6 +11,7 @@ fi
 go vet ./...
 go vet -tags cluster ./test/...
 go -C hack/plots vet .
+go -C hack/monitoring vet .
 staticcheck=$(mktemp)
 trap 'rm -f "$staticcheck"' EXIT
 go -C hack/lint build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck

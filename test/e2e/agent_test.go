@@ -48,6 +48,7 @@ func TestAgent(t *testing.T) {
 	t.Run("figures", w.shortFigures)
 	w.Spent("figures")
 	w.configure(t, runConfig, w.runConfigInForce)
+	t.Run("prometheus", w.prometheus)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
 	t.Run("footprint", w.footprint)
