@@ -29,7 +29,7 @@ func over(expr, legend string) *prometheus.DataqueryBuilder {
 }
 
 func now(expr string) *prometheus.DataqueryBuilder {
-	return prometheus.NewDataqueryBuilder().Expr(expr).Instant().Format(prometheus.PromQueryFormatTable).Datasource(source())
+	return prometheus.NewDataqueryBuilder().RefId("A").Expr(expr).Instant().Format(prometheus.PromQueryFormatTable).Datasource(source())
 }
 
 // statusOf makes one number of a probe's statuses, as statuses has them.
@@ -62,7 +62,7 @@ func from(value float64, color string) dashboard.Threshold {
 
 func count(title, description, expr string, thresholds *dashboard.ThresholdsConfigBuilder) *stat.PanelBuilder {
 	p := stat.NewPanelBuilder().Title(title).Description(description).Datasource(source()).
-		WithTarget(prometheus.NewDataqueryBuilder().Expr(expr).Instant().Datasource(source())).
+		WithTarget(prometheus.NewDataqueryBuilder().RefId("A").Expr(expr).Instant().Datasource(source())).
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
 		Height(4).Span(4)
 	if thresholds != nil {
@@ -77,8 +77,8 @@ func curves(title, description, unit string, targets ...*prometheus.DataqueryBui
 		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending)).
 		ShowPoints(common.VisibilityModeNever).FillOpacity(5).
 		Height(8).Span(12)
-	for _, t := range targets {
-		p = p.WithTarget(t)
+	for i, t := range targets {
+		p = p.WithTarget(t.RefId(string(rune('A' + i))))
 	}
 	return p
 }
@@ -118,7 +118,7 @@ func dashboardJSON() ([]byte, error) {
 		Tags([]string{"kubernetes", "host-hygiene"}).
 		Editable().Tooltip(dashboard.DashboardCursorSyncCrosshair).
 		Time("now-6h", "now").Refresh("1m").
-		Link(dashboard.NewDashboardLinkBuilder("Runbooks").Type(dashboard.DashboardLinkTypeLink).Icon("doc").Url(runbooks+"README.md").TargetBlank(true)).
+		Link(dashboard.NewDashboardLinkBuilder("Runbooks").Type(dashboard.DashboardLinkTypeLink).Icon("doc").Url(runbooks + "README.md").TargetBlank(true)).
 		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Prometheus").Type("prometheus")).
 		WithVariable(variable("cluster", "Cluster", `label_values(hosthygiene_build_info, cluster)`).IncludeAll(true).AllValue(".*").
 			Current(dashboard.VariableOption{Text: dashboard.StringOrArrayOfString{String: cog.ToPtr("All")}, Value: dashboard.StringOrArrayOfString{String: cog.ToPtr("$__all")}})).
@@ -160,7 +160,7 @@ func dashboardJSON() ([]byte, error) {
 			DrawStyle(common.GraphDrawStyleBars).FillOpacity(60).Decimals(0).Min(0)).
 		WithRow(dashboard.NewRowBuilder("Node $node")).
 		WithPanel(statushistory.NewPanelBuilder().Title("Probes").Datasource(source()).
-			WithTarget(over(statusOf("probe", one), "{{probe}}")).
+			WithTarget(over(statusOf("probe", one), "{{probe}}").RefId("A")).
 			Mappings(statuses()).ShowValue(common.VisibilityModeNever).RowHeight(0.9).MaxDataPoints(100).
 			Legend(common.NewVizLegendOptionsBuilder().ShowLegend(true).DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom)).
 			Height(9).Span(12)).
@@ -190,6 +190,14 @@ func dashboardJSON() ([]byte, error) {
 		Build()
 	if err != nil {
 		return nil, err
+	}
+	for i, p := range board.Panels {
+		id := uint32(i + 1)
+		if p.Panel != nil {
+			p.Panel.Id = &id
+		} else {
+			p.RowPanel.Id = id
+		}
 	}
 	return indented(board)
 }

@@ -268,22 +268,30 @@ func panelQueries(t *testing.T) []string {
 	}
 	var board struct {
 		Panels []struct {
+			ID      int
 			Title   string
 			Type    string
-			Targets []struct{ Expr string }
+			Targets []struct{ RefID, Expr string }
 		}
 	}
 	if err := json.Unmarshal(text, &board); err != nil {
 		t.Fatal(err)
 	}
 	var all []string
-	titles := map[string]bool{}
+	titles, ids := map[string]bool{}, map[int]bool{0: true}
 	for _, p := range board.Panels {
+		if ids[p.ID] {
+			t.Errorf("the panel %s has no id of its own: %d", p.Title, p.ID)
+		}
+		ids[p.ID] = true
 		if p.Type != "row" && len(p.Targets) == 0 {
 			t.Errorf("the panel %s asks nothing", p.Title)
 		}
 		titles[p.Title] = true
-		for _, q := range p.Targets {
+		for i, q := range p.Targets {
+			if q.RefID != string(rune('A'+i)) {
+				t.Errorf("the panel %s: query %d is called %q", p.Title, i, q.RefID)
+			}
 			all = append(all, strings.NewReplacer("$__rate_interval", "5m", "$cluster", ".*", "$node", "n1").Replace(q.Expr))
 		}
 	}
