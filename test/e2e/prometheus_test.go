@@ -47,7 +47,9 @@ const (
 func (w *world) prometheus(t *testing.T) {
 	w.Await(t, "every condition to be healthy", w.healthy)
 	began := time.Now()
+	took := func(what string) { t.Logf("%5.1f s: %s", time.Since(began).Seconds(), what) }
 	p := w.startPrometheus(t)
+	took("Prometheus started")
 	rigtest.OnFailure(t, func(t *testing.T) { t.Logf("alerts: %v", p.alerts()) })
 	t.Cleanup(func() {
 		if _, err := w.TryGuest(w.CleanupContext(t), "systemctl start chrony"); err != nil {
@@ -61,7 +63,9 @@ func (w *world) prometheus(t *testing.T) {
 
 	p.scrapes(t, here)
 	w.Await(t, "a scrape", func() error { return p.answers(`up == 1 and on () hosthygiene_build_info`) })
+	took("scraped")
 	w.Await(t, "no alert", p.quiet)
+	took("no alert on a node that is well")
 
 	p.scrapes(t, here, twin)
 	for _, node := range []string{here.node, twin.node} {
@@ -69,13 +73,17 @@ func (w *world) prometheus(t *testing.T) {
 		w.Await(t, "a shared machine-id", p.fires("HostHygieneIdentityShared", "node", node, "kind", "machine-id"))
 	}
 
+	took("shared identities told")
+
 	fault := time.Now()
 	w.Guest(t, "systemctl stop chrony")
 	alert := []string{"node", here.node, "reason", "NoTimeDaemon", "severity", "warning"}
 	w.Await(t, "the alert", p.fires("HostHygieneTimeProblem", alert...))
 	fired := time.Since(fault)
 	w.Await(t, "the alert of the fleet", p.fires("HostHygieneProblemOnManyNodes", "reason", "NoTimeDaemon", "severity", "critical"))
+	took("fault told, of the node and of the fleet")
 	p.dashboard(t)
+	took("dashboard asked")
 	mended := time.Now()
 	w.Guest(t, "systemctl start chrony")
 	w.Await(t, "the alert to resolve", func() error {
@@ -86,10 +94,14 @@ func (w *world) prometheus(t *testing.T) {
 	})
 	w.Note("alert", fmt.Sprintf("fires %.1f s after the fault, resolves %.1f s after its repair", fired.Seconds(), time.Since(mended).Seconds()))
 
+	took("resolved")
+
 	p.scrapes(t, here, dead)
 	w.Await(t, "a dead agent", p.fires("HostHygieneAgentDown", "node", dead.node))
+	took("a dead agent told")
 	p.scrapes(t, here)
 	w.Await(t, "no alert", p.quiet)
+	took("no alert again")
 	p.scrapes(t)
 	w.Await(t, "no agent at all", p.fires("HostHygieneAgentsAbsent"))
 

@@ -77,7 +77,9 @@ var misused = regexp.MustCompile(`(?i)invalid option|unrecognized option|unrecog
 // is well: each must be one that this node understands.
 func (w *world) runbooks(t *testing.T) {
 	commands := runbookCommands(t)
-	if _, err := w.TryGuest(w.CleanupContext(t), runbookTools); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if _, err := w.TryGuest(ctx, runbookTools); err != nil {
 		t.Logf("not all tools are there: %v", err)
 	}
 	disk := w.Guest(t, `ls /sys/block/$(basename $(readlink -f /dev/mapper/mpatha))/slaves | head -n 1`)
@@ -88,10 +90,12 @@ func (w *world) runbooks(t *testing.T) {
 	}
 	var script strings.Builder
 	script.WriteString("mountpoint -q /spare || mount /spare || true\n")
+	first := map[string]int{} // what looks is asked once, however many pages have it
 	for i, c := range commands {
 		line := placeholder.ReplaceAllStringFunc(c.line, func(p string) string { return values[p] })
 		commands[i].line = line
-		if !c.kubectl {
+		if _, again := first[line]; !c.kubectl && (c.mends || !again) {
+			first[line] = i
 			quoted := "'" + strings.ReplaceAll(line, "'", `'\''`) + "'"
 			fmt.Fprintf(&script, "out=$(timeout 90 bash -c %s </dev/null 2>&1) && code=0 || code=$?\nprintf '@@ %d %%s\\n%%s\\n' $code \"$(printf %%s \"$out\" | tail -n 12 | cut -c1-300)\"\n", quoted, i)
 		}
@@ -102,11 +106,10 @@ func (w *world) runbooks(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
-	defer cancel()
+	began := time.Now()
 	out, err := w.TryGuest(ctx, script.String())
 	if err != nil {
-		t.Fatalf("%v\n%s", err, out[max(0, len(out)-2000):])
+		t.Errorf("%v\n%s", err, out[max(0, len(out)-2000):])
 	}
 	codes, said := map[int]int{}, map[int]string{}
 	for _, part := range strings.Split("\n"+out, "\n@@ ")[1:] {
@@ -130,6 +133,9 @@ func (w *world) runbooks(t *testing.T) {
 			}
 		}
 		code, ran := codes[i]
+		if at, ok := first[c.line]; ok && at < i && !c.mends {
+			continue
+		}
 		count[code]++
 		switch {
 		case !ran:
@@ -140,5 +146,5 @@ func (w *world) runbooks(t *testing.T) {
 			t.Logf("%s: exit code %d: %s\n\t%s", c.page, code, c.line, strings.ReplaceAll(said[i], "\n", "\n\t"))
 		}
 	}
-	w.Note("runbooks", fmt.Sprintf("%d commands, by exit code: %v", len(commands), count))
+	w.Note("runbooks", fmt.Sprintf("%d commands in %s, by exit code: %v", len(commands), time.Since(began).Round(time.Second), count))
 }
