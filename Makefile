@@ -22,7 +22,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -88,8 +88,8 @@ setup:
 image: setup ## the container image as an archive in dist/, its bill of materials beside it
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents, schema and the list of linked packages, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes ./test/arch -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked)' -update
+generate: ## manifests, documents, schema, alerts, dashboard and the list of linked packages, from their sources
+	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Generated|Runbooks)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

@@ -19,6 +19,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -90,6 +91,22 @@ type installation struct {
 	clusterBinds []rbacv1.ClusterRoleBinding
 	policies     []admissionv1.ValidatingAdmissionPolicy
 	policyBinds  []admissionv1.ValidatingAdmissionPolicyBinding
+	monitors     []podMonitor
+}
+
+// podMonitor is what is judged of one here; test/install has the API server judge
+// all of it by the operator's own definitions.
+type podMonitor struct {
+	Spec struct {
+		JobLabel  string               `json:"jobLabel"`
+		Selector  metav1.LabelSelector `json:"selector"`
+		Endpoints []struct {
+			Port        string `json:"port"`
+			Relabelings []struct {
+				TargetLabel string `json:"targetLabel"`
+			} `json:"relabelings"`
+		} `json:"podMetricsEndpoints"`
+	} `json:"spec"`
 }
 
 func load(t *testing.T, text []byte) installation {
@@ -127,6 +144,13 @@ func load(t *testing.T, text []byte) installation {
 			in.policies = append(in.policies, decode[admissionv1.ValidatingAdmissionPolicy](t, doc))
 		case "ValidatingAdmissionPolicyBinding":
 			in.policyBinds = append(in.policyBinds, decode[admissionv1.ValidatingAdmissionPolicyBinding](t, doc))
+		case "PodMonitor":
+			var m podMonitor
+			if err := yaml.Unmarshal(doc, &m); err != nil {
+				t.Fatal(err)
+			}
+			in.monitors = append(in.monitors, m)
+		case "PrometheusRule": // test/monitoring compares it with its source
 		default:
 			t.Errorf("unexpected kind %q", meta.Kind)
 		}
@@ -460,6 +484,27 @@ func TestOverlays(t *testing.T) {
 			return nil
 		},
 		"observe": func(in installation) error { return observes(base, in) },
+		// The alerts go by job="host-hygiene-agent" and by the label node.
+		"prometheus-operator": func(in installation) error {
+			want := append(slices.Clone(base.names), "PodMonitor host-hygiene/host-hygiene-agent", "PrometheusRule host-hygiene/host-hygiene-agent")
+			if !slices.Equal(want, in.names) {
+				return fmt.Errorf("it installs %q", in.names)
+			}
+			pod := in.daemonSet.Spec.Template
+			m := in.monitors[0].Spec
+			for k, v := range m.Selector.MatchLabels {
+				if pod.Labels[k] != v {
+					return fmt.Errorf("it selects %s=%s, the pods have %q", k, v, pod.Labels[k])
+				}
+			}
+			if got := pod.Labels[m.JobLabel]; got != "host-hygiene-agent" {
+				return fmt.Errorf("the job is %q", got)
+			}
+			if e := m.Endpoints[0]; e.Port != pod.Spec.Containers[0].Ports[0].Name || e.Relabelings[0].TargetLabel != "node" {
+				return fmt.Errorf("it scrapes %+v", e)
+			}
+			return nil
+		},
 		"remedies": func(in installation) error {
 			was, is := base.daemonSet.Spec.Template.Spec.Containers[0].Args, in.daemonSet.Spec.Template.Spec.Containers[0].Args
 			if slices.Contains(was, "--allow-remedies") || !slices.Equal(is, append(slices.Clone(was), "--allow-remedies")) {

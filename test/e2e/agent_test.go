@@ -48,6 +48,8 @@ func TestAgent(t *testing.T) {
 	t.Run("figures", w.shortFigures)
 	w.Spent("figures")
 	w.configure(t, runConfig, w.runConfigInForce)
+	t.Run("prometheus", w.prometheus)
+	w.Spent("prometheus")
 	t.Run("soak", w.shortSoak)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
