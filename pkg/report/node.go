@@ -267,8 +267,10 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
-// firstPassGrace is how long the first write waits for the last probe.
-const firstPassGrace = 3 * time.Second
+// firstPassGrace is how long the first write waits for the last probe: on most
+// machines all are done by then, and where they are not nobody should wait for
+// what others have found.
+const firstPassGrace = 500 * time.Millisecond
 
 // reconcile makes the node say what it should, and returns when to look again
 // if nothing happens before.

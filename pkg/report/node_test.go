@@ -294,7 +294,7 @@ func TestPublisherWaitsForTheFirstPass(t *testing.T) {
 		half := bad()
 		half.Complete = false
 		p.report(half)
-		time.Sleep(time.Second)
+		time.Sleep(firstPassGrace / 2)
 		p.report(bad())
 		ready, _ := p.condition(ReadyType)
 		if p.writes() != 1 || ready.Status != "True" {
