@@ -276,7 +276,7 @@ func (w *world) soak(t *testing.T, f form, m *measured) {
 	w.Await(t, "every condition to be healthy", w.healthy)
 	t.Cleanup(func() {
 		for _, fault := range soakFaults() {
-			if _, err := w.TryGuest(w.CleanupContext(t), fault[1]+" || true"); err != nil {
+			if _, err := w.TryGuest(w.CleanupContext(t), "{ "+fault[1]+"; } || true"); err != nil {
 				t.Error(err)
 			}
 		}
