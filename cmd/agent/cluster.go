@@ -123,7 +123,9 @@ func kubeletClient(files func() host.Files) func(ctx context.Context, path strin
 				},
 				MinVersion: tls.VersionTLS12,
 			},
-			MaxIdleConns: 1, IdleConnTimeout: 90 * time.Second,
+			// Two probes of a pass ask at a time, and the next pass is a minute later:
+			// a handshake is most of what a question costs.
+			MaxIdleConns: 2, IdleConnTimeout: 90 * time.Second,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

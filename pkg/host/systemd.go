@@ -46,6 +46,8 @@ type busLink struct {
 
 	// batch is held by who asks many questions at a time.
 	batch batchToken
+
+	units unitMemory
 }
 
 // batchToken lets one batch of questions be under way at a time. A bus fails the
@@ -424,12 +426,15 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 const maxInFlight = 64
 
 // units lists units by a method of the manager and fetches the properties the
-// list lacks: the few needed, all in flight at a time. GetAll would have PID 1
-// read the accounting of each cgroup and send some 400 values a service.
+// list lacks: the few needed, many in flight at a time. GetAll would have PID 1
+// read the accounting of each cgroup and send some 400 values a service. What can
+// not have changed since it was last asked is not asked again: the questions were
+// a third of what an idle agent costs, and cost PID 1 and the bus as much.
 func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, error) {
 	return askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
+		manager := c.Object(systemdName, systemdPath)
 		var list []systemd.UnitStatus
-		err := c.Object(systemdName, systemdPath).CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
+		err := manager.CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
 		if err != nil {
 			return nil, fmt.Errorf("systemd %s: %w", method, err)
 		}
@@ -438,7 +443,6 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 			return nil, err
 		}
 		defer give()
-		units := make([]Unit, len(list))
 		var pending []propertyCall
 		collect := func() error {
 			for _, p := range pending {
@@ -449,25 +453,112 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 			pending = pending[:0]
 			return nil
 		}
+		get := func(path dbus.ObjectPath, list ...propertyCall) error {
+			for _, p := range list {
+				p.call = c.Object(systemdName, path).GoWithContext(ctx, getProperty, dbus.FlagNoAutoStart, nil, p.iface, p.name)
+				pending = append(pending, p)
+			}
+			if len(pending) < maxInFlight {
+				return nil
+			}
+			return collect()
+		}
+		units, signs := make([]Unit, len(list)), make([]unitSign, len(list))
+		var loaded uint64
+		if err := get(systemdPath, propertyCall{iface: systemdManager, name: "UnitsLoadTimestampMonotonic", set: func(v any) { loaded, _ = v.(uint64) }}); err != nil {
+			return nil, err
+		}
 		for i, st := range list {
 			u := &units[i]
 			*u = Unit{Name: st.Name, ID: st.Name, Load: st.LoadState, Active: st.ActiveState, Sub: st.SubState, Job: st.JobId != 0}
 			if u.Load == "not-found" {
 				continue
 			}
-			object := c.Object(systemdName, st.Path)
-			for _, p := range unitProperties(u) {
-				p.call = object.GoWithContext(ctx, getProperty, dbus.FlagNoAutoStart, nil, p.iface, p.name)
-				pending = append(pending, p)
-			}
-			if len(pending) >= maxInFlight {
-				if err := collect(); err != nil {
-					return nil, err
-				}
+			if err := get(st.Path, unitChanges(u, &signs[i])...); err != nil {
+				return nil, err
 			}
 		}
-		return units, collect()
+		if err := collect(); err != nil {
+			return nil, err
+		}
+		for i, st := range list {
+			u := &units[i]
+			signs[i].loaded = loaded
+			if u.Load == "not-found" || h.bus.units.recall(st.Path, signs[i], u) {
+				continue
+			}
+			if err := get(st.Path, unitProperties(u)...); err != nil {
+				return nil, err
+			}
+		}
+		if err := collect(); err != nil {
+			return nil, err
+		}
+		for i, st := range list {
+			if units[i].Load != "not-found" {
+				h.bus.units.keep(st.Path, signs[i], units[i])
+			}
+		}
+		return units, nil
 	})
+}
+
+// unitSign says whether what was asked of a unit still holds: when its state last
+// changed, which is at each start, stop and automatic restart, and when systemd
+// last loaded unit files, both by its monotonic clock in microseconds. Zero is not
+// known: an old systemd.
+type unitSign struct {
+	changed, loaded   uint64
+	load, active, sub string
+}
+
+// unitMemory remembers units by their object paths.
+type unitMemory struct {
+	mu    sync.Mutex
+	known map[dbus.ObjectPath]knownUnit
+}
+
+type knownUnit struct {
+	unit Unit
+	sign unitSign
+	at   time.Time
+}
+
+const (
+	// unitsKept is for what has no sign: a service may name another main
+	// process without a change of its state (sd_notify(3), MAINPID=).
+	unitsKept = 10 * time.Minute
+	// maxUnitsKept is far more than probes ask for, but for a host that has
+	// thousands of mount units.
+	maxUnitsKept = 4096
+)
+
+// recall fills in what is remembered of a unit; false says that it has to be asked.
+func (m *unitMemory) recall(path dbus.ObjectPath, sign unitSign, u *Unit) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known, ok := m.known[path]
+	if !ok || sign != known.sign || sign.changed == 0 || sign.loaded == 0 || time.Since(known.at) >= unitsKept {
+		return false
+	}
+	was := known.unit
+	was.Name, was.ID, was.Job, was.FileState = u.Name, u.ID, u.Job, u.FileState
+	*u = was
+	return true
+}
+
+// keep remembers a unit that was asked just now, and is no news for one that is
+// remembered already.
+func (m *unitMemory) keep(path dbus.ObjectPath, sign unitSign, u Unit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known, ok := m.known[path]; ok && known.sign == sign && time.Since(known.at) < unitsKept {
+		return
+	}
+	if m.known == nil || len(m.known) >= maxUnitsKept {
+		m.known = map[dbus.ObjectPath]knownUnit{}
+	}
+	m.known[path] = knownUnit{u, sign, time.Now()}
 }
 
 type propertyCall struct {
@@ -502,7 +593,17 @@ func (p propertyCall) take(ctx context.Context) error {
 	return nil
 }
 
-// unitProperties are the properties of a kind of unit and where they go.
+// unitChanges are the properties that tell whether others have changed, and the
+// one that changes without any sign, by "systemctl enable --no-reload".
+func unitChanges(u *Unit, sign *unitSign) []propertyCall {
+	sign.load, sign.active, sign.sub = u.Load, u.Active, u.Sub
+	return []propertyCall{
+		{iface: unitInterface, name: "StateChangeTimestampMonotonic", set: func(v any) { sign.changed, _ = v.(uint64) }},
+		{iface: unitInterface, name: "UnitFileState", set: func(v any) { u.FileState, _ = v.(string) }},
+	}
+}
+
+// unitProperties are the other properties of a kind of unit and where they go.
 func unitProperties(u *Unit) []propertyCall {
 	text := func(to *string) func(any) {
 		return func(v any) { *to, _ = v.(string) }
@@ -526,7 +627,6 @@ func unitProperties(u *Unit) []propertyCall {
 	}
 	const iface = systemdName + "."
 	props := []propertyCall{
-		{iface: iface + "Unit", name: "UnitFileState", set: text(&u.FileState)},
 		{iface: iface + "Unit", name: "FragmentPath", set: text(&u.FragmentPath)},
 		{iface: iface + "Unit", name: "ActiveEnterTimestamp", set: moment(&u.ActiveSince)},
 		{iface: iface + "Unit", name: "ActiveExitTimestamp", set: moment(&u.InactiveSince)},

@@ -253,6 +253,71 @@ func TestSystemdOverTheBus(t *testing.T) {
 	}
 }
 
+// TestUnitsAreRemembered: of a unit that has not changed only the sign of that is
+// asked again, and what has changed is seen in the next look.
+func TestUnitsAreRemembered(t *testing.T) {
+	b := newBusHost(t)
+	var m *fakeManager
+	b.serve(t, systemdName, func(c *dbus.Conn) { m = exportManager(c) })
+	ctx := within(t, 20*time.Second)
+	set := func(key string, v any) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.props[key] = dbus.MakeVariant(v)
+	}
+	look := func(want Unit) (questions int) {
+		t.Helper()
+		m.mu.Lock()
+		m.asked = nil
+		m.mu.Unlock()
+		got, err := b.Units(ctx, "chrony.service")
+		if diff := cmp.Diff([]Unit{want}, got); diff != "" || err != nil {
+			t.Errorf("%v\n%s", err, diff)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return len(m.asked)
+	}
+	chrony, _ := wantUnits()
+	// A systemd that does not tell when it loaded the units, before 248.
+	if first, second := look(chrony), look(chrony); first != second {
+		t.Errorf("without a sign %d questions, then %d", first, second)
+	}
+	set("manager Manager UnitsLoadTimestampMonotonic", uint64(100))
+	set("chrony Unit StateChangeTimestampMonotonic", uint64(200))
+	look(chrony)
+	if n := look(chrony); n != 3 {
+		t.Errorf("%d questions about a unit that has not changed, want 3: %q", n, m.asked)
+	}
+	chrony.FileState = "disabled"
+	set("chrony Unit UnitFileState", chrony.FileState)
+	look(chrony)
+	chrony.MainPID, chrony.NRestarts = 4711, 4
+	set("chrony Service MainPID", uint32(chrony.MainPID))
+	set("chrony Service NRestarts", uint32(chrony.NRestarts))
+	set("chrony Unit StateChangeTimestampMonotonic", uint64(201))
+	look(chrony)
+	chrony.OOMScoreAdjust = -900
+	set("chrony Service OOMScoreAdjust", int32(chrony.OOMScoreAdjust))
+	set("manager Manager UnitsLoadTimestampMonotonic", uint64(101))
+	look(chrony)
+	if n := look(chrony); n != 3 {
+		t.Errorf("%d questions in the end, want 3: %q", n, m.asked)
+	}
+	b.bus.units.mu.Lock()
+	for path, k := range b.bus.units.known {
+		k.at = k.at.Add(-unitsKept)
+		b.bus.units.known[path] = k
+	}
+	b.bus.units.mu.Unlock()
+	if n := look(chrony); n == 3 {
+		t.Error("what has no sign is not asked again after ten minutes")
+	}
+	if n := look(chrony); n != 3 {
+		t.Errorf("%d questions after that, want 3", n)
+	}
+}
+
 // TestManyAskSystemd: all probes may ask at once, and a system bus refuses a
 // connection that awaits more than 128 answers.
 func TestManyAskSystemd(t *testing.T) {
