@@ -67,7 +67,7 @@ func runbookCommands(t *testing.T) []command {
 
 // Tools of the pages that the node's image does not have.
 const runbookTools = `export DEBIAN_FRONTEND=noninteractive
-apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends psmisc curl lvm2 btrfs-progs smartmontools iputils-ping util-linux-extra mdadm nvme-cli >/dev/null`
+apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends psmisc curl lvm2 btrfs-progs smartmontools iputils-ping util-linux-extra mdadm nvme-cli openssl >/dev/null`
 
 // misused is what a command says that was not understood, apart from its exit
 // code, which also tells of things that are not there.
@@ -102,7 +102,7 @@ func (w *world) runbooks(t *testing.T) {
 	}
 	t.Cleanup(func() { // what the pages stop, and end
 		ctx := w.CleanupContext(t)
-		if _, err := w.TryGuest(ctx, "mountpoint -q /data || mount /data; umount /spare || true; rm -f /etc/sysctl.d/99-host-hygiene.conf /etc/modules-load.d/60-*.conf; systemctl unmask chrony; systemctl enable --now chrony multipathd iscsid.socket"); err != nil {
+		if _, err := w.TryGuest(ctx, "mountpoint -q /data || mount /data; umount /spare || true; rm -f /etc/sysctl.d/99-host-hygiene.conf /etc/modules-load.d/60-*.conf /etc/apt/apt.conf.d/99-no-automatic-reboot; systemctl disable --now apt-daily.timer apt-daily-upgrade.timer; systemctl unmask chrony; systemctl enable --now chrony multipathd iscsid.socket"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -295,7 +295,7 @@ func panelQueries(t *testing.T) []string {
 			all = append(all, strings.NewReplacer("$__rate_interval", "5m", "$cluster", ".*", "$node", "n1").Replace(q.Expr))
 		}
 	}
-	for _, want := range []string{"Nodes and probes", "Node $node", "Clock", "Multipath paths", "PIDs in use", "OOM kills"} {
+	for _, want := range []string{"Nodes and probes", "Node $node", "Clock", "Multipath paths", "PIDs in use", "OOM kills", "Reboots pending", "Certificates of the kubelet"} {
 		if !titles[want] {
 			t.Errorf("the dashboard has no %s", want)
 		}
