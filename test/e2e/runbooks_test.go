@@ -74,7 +74,7 @@ apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-unsafe-
 
 // misused is what a command says that was not understood, apart from its exit
 // code, which also tells of things that are not there.
-var misused = regexp.MustCompile(`(?i)invalid option|unrecognized option|unrecognized argument|unknown option|unknown (command|verb)|unknown operation|syntax error|command not found|bad usage|Try '.*--help'|^usage: `)
+var misused = regexp.MustCompile(`(?im)invalid option|unrecognized option|unrecognized argument|unknown option|unknown user-defined|unknown (command|verb)|unknown operation|syntax error|command not found|bad usage|Try '.*--help|^usage:`)
 
 // runbooks runs the commands of the runbooks as they stand there, on a node that
 // is well: each must be one that this node understands.
