@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -110,9 +109,18 @@ func (w *world) runbooks(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	count := map[int]int{}
+	judge := func(c command, code int, said string) {
+		count[code]++
+		switch {
+		case misused.MatchString(said) || (code == 126 || code == 127) && !strings.Contains(c.line, "|| rpm"):
+			t.Errorf("%s: exit code %d: %s\n%s", c.page, code, c.line, said)
+		case code != 0:
+			t.Logf("%s: exit code %d: %s\n\t%s", c.page, code, c.line, strings.ReplaceAll(said, "\n", "\n\t"))
+		}
+	}
 	began := time.Now()
 	w.Guest(t, "mountpoint -q /spare || mount /spare")
-	codes, said := map[int]int{}, map[int]string{}
 	for some := range slices.Chunk(onNode, 25) {
 		var script strings.Builder
 		for _, i := range some {
@@ -120,44 +128,29 @@ func (w *world) runbooks(t *testing.T) {
 			fmt.Fprintf(&script, "code=0; timeout 90 bash -c %s </dev/null >/run/said 2>&1 || code=$?\nprintf '\\n@@ %d %%s\\n' $code; tail -c 2000 /run/said\n", quoted, i)
 		}
 		out, err := w.TryGuest(ctx, script.String())
-		if err != nil {
-			t.Errorf("%v\n%s", err, out[max(0, len(out)-2000):])
+		answers := strings.Split("\n"+out, "\n@@ ")[1:]
+		if err != nil || len(answers) != len(some) {
+			t.Errorf("%d of %d commands were run: %v\n%s", len(answers), len(some), err, out[max(0, len(out)-2000):])
 		}
-		for _, part := range strings.Split("\n"+out, "\n@@ ")[1:] {
-			headline, text, _ := strings.Cut(part, "\n")
-			number, code, _ := strings.Cut(headline, " ")
-			i, err1 := strconv.Atoi(number)
-			n, err2 := strconv.Atoi(code)
-			if err1 != nil || err2 != nil {
-				t.Fatalf("%q", headline)
+		for _, answer := range answers {
+			headline, said, _ := strings.Cut(answer, "\n")
+			var i, code int
+			if _, err := fmt.Sscan(headline, &i, &code); err != nil {
+				t.Fatalf("%q: %v", headline, err)
 			}
-			codes[i], said[i] = n, strings.TrimSpace(text)
+			judge(commands[i], code, strings.TrimSpace(said))
 		}
-		t.Logf("%d of %d commands on the node in %s", len(codes), len(onNode), time.Since(began).Round(time.Second))
 	}
-	count := map[int]int{}
 	for i, c := range commands {
-		if first[c.line] != i {
+		if !c.kubectl || first[c.line] != i {
 			continue
 		}
-		if c.kubectl {
-			cmd := w.ControlPlane.KubectlCommand(ctx, strings.Fields(c.line)[1:]...)
-			text, err := cmd.CombinedOutput()
-			codes[i], said[i] = cmd.ProcessState.ExitCode(), string(text)
-			if err != nil && !strings.Contains(said[i], "the server doesn't have a resource type") { // the operator's own
-				t.Errorf("%s: %s: %v: %s", c.page, c.line, err, said[i])
-			}
+		cmd := w.ControlPlane.KubectlCommand(ctx, strings.Fields(c.line)[1:]...)
+		out, err := cmd.CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "the server doesn't have a resource type") { // the operator's own
+			t.Errorf("%s: %s: %v: %s", c.page, c.line, err, out)
 		}
-		code, ran := codes[i]
-		count[code]++
-		switch {
-		case !ran:
-			t.Errorf("%s: was not run: %s", c.page, c.line)
-		case misused.MatchString(said[i]) || (code == 126 || code == 127) && !strings.Contains(c.line, "|| rpm"):
-			t.Errorf("%s: exit code %d: %s\n%s", c.page, code, c.line, said[i])
-		case code != 0:
-			t.Logf("%s: exit code %d: %s\n\t%s", c.page, code, c.line, strings.ReplaceAll(said[i], "\n", "\n\t"))
-		}
+		judge(c, cmd.ProcessState.ExitCode(), string(out))
 	}
 	w.Note("runbooks", fmt.Sprintf("%d commands in %s, by exit code: %v", len(first), time.Since(began).Round(time.Second), count))
 }
