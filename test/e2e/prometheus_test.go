@@ -64,7 +64,8 @@ func (w *world) prometheus(t *testing.T) {
 	here, twin := target{agent, w.Node.Name()}, target{agent, "twin"}
 	dead := target{"127.0.0.1:1", "dead"}
 	p.scrapes(t, here)
-	w.Await(t, "a scrape", func() error { return p.answers(`up == 1 and on () hosthygiene_build_info`) })
+	// Long enough for what waits to show.
+	w.Await(t, "scrapes", func() error { return p.answers(`hosthygiene_build_info and on () count_over_time(up[10s]) > 2`) })
 	w.Await(t, "no alert", p.quiet)
 	took("no alert on a node that is well")
 
