@@ -111,10 +111,7 @@ func TestGeneratedFilesAreCurrent(t *testing.T) {
 
 // The three forms of the alerts say the same, whoever made them.
 func TestAlertsAreTheSameEverywhere(t *testing.T) {
-	var resource struct {
-		Spec ruleGroups `json:"spec"`
-	}
-	resource = decode[struct {
+	resource := decode[struct {
 		Spec ruleGroups `json:"spec"`
 	}](t, filepath.Join(root, operator))
 	if d := cmp.Diff(decode[ruleGroups](t, alerts), resource.Spec); d != "" {
