@@ -64,7 +64,7 @@ func count(title, description, expr string, thresholds *dashboard.ThresholdsConf
 	p := stat.NewPanelBuilder().Title(title).Description(description).Datasource(source()).
 		WithTarget(prometheus.NewDataqueryBuilder().RefId("A").Expr(expr).Instant().Datasource(source())).
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
-		Height(4).Span(4)
+		Height(4).Span(3)
 	if thresholds != nil {
 		return p.Thresholds(thresholds).ColorMode(common.BigValueColorModeBackground)
 	}
@@ -135,6 +135,10 @@ func dashboardJSON() ([]byte, error) {
 			`count(max by (cluster, node) (up{job="host-hygiene-agent", `+fleet+`}) == 0) or vector(0)`, steps(from(1, "red")))).
 		WithPanel(count("Refused configs", "Nodes whose agent goes on with the last good config.",
 			`count(max by (cluster, node) (hosthygiene_config_last_reload_successful{`+fleet+`}) == 0) or vector(0)`, steps(from(1, "orange")))).
+		WithPanel(count("Reboots pending", "Nodes on which installed updates take effect with the next boot only.",
+			`count(max by (cluster, node) (hosthygiene_reboot_required{`+fleet+`}) == 1) or vector(0)`, steps(from(1, "yellow")))).
+		WithPanel(count("Nodes without updates", "Nothing installs security updates on them: they are to be replaced instead.",
+			`count(max by (cluster, node) (hosthygiene_problem{`+fleet+`, reason="UpdatesNotConfigured"}) == 1) or vector(0)`, nil)).
 		WithPanel(table.NewPanelBuilder().Title("Nodes and probes").Description("Click a node to see it below.").Datasource(source()).
 			WithTarget(now(statusOf("node, probe", fleet))).
 			WithTransformation(dashboard.DataTransformerConfig{Id: "groupingToMatrix", Options: map[string]any{"columnField": "probe", "rowField": "node", "valueField": "Value"}}).
@@ -179,6 +183,10 @@ func dashboardJSON() ([]byte, error) {
 		WithPanel(curves("OOM kills", "By where memory ran out.", "short",
 			over(`sum by (scope) (increase(hosthygiene_oom_kills_total{`+one+`}[$__rate_interval]))`, "{{scope}}")).
 			DrawStyle(common.GraphDrawStyleBars).FillOpacity(60).Decimals(0).Min(0)).
+		WithPanel(curves("Updates", "Since automatic updates last succeeded, where that is known.", "s",
+			over(`time() - max by (node) (hosthygiene_updates_last_success_timestamp_seconds{`+one+`})`, "since a success")).Min(0)).
+		WithPanel(curves("Certificates of the kubelet", "What is left of each; it is renewed when 10 to 30 % of its life are.", "s",
+			over(`min by (certificate) (hosthygiene_kubelet_certificate_expiry_timestamp_seconds{`+one+`}) - time()`, "{{certificate}}"))).
 		WithPanel(rows("Required packages that are missing", "", `max by (package) (hosthygiene_package_installed{`+one+`}) == 0`)).
 		WithPanel(curves("Age of what is told", "Since each probe last ran without an error, by the node's own clock.", "s",
 			over(`time() - max by (probe) (hosthygiene_probe_last_success_timestamp_seconds{`+one+`})`, "{{probe}}"))).

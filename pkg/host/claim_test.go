@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -204,9 +205,10 @@ func TestFlockHolders(t *testing.T) {
 func FuzzFlockHolders(f *testing.F) {
 	f.Add([]byte("4: FLOCK  ADVISORY  WRITE 104 fe:01:77 0 EOF\n"), uint64(77))
 	f.Fuzz(func(t *testing.T, locks []byte, inode uint64) {
+		held := slices.ContainsFunc(bytes.Fields(locks), func(f []byte) bool { return bytes.HasSuffix(f, fmt.Appendf(nil, ":%d", inode)) })
 		for _, pid := range flockHolders(locks, inode) {
-			if pid <= 0 {
-				t.Errorf("process %d", pid)
+			if pid <= 0 || !held {
+				t.Errorf("process %d of %q holds %d", pid, locks, inode)
 			}
 		}
 	})

@@ -111,10 +111,7 @@ func TestGeneratedFilesAreCurrent(t *testing.T) {
 
 // The three forms of the alerts say the same, whoever made them.
 func TestAlertsAreTheSameEverywhere(t *testing.T) {
-	var resource struct {
-		Spec ruleGroups `json:"spec"`
-	}
-	resource = decode[struct {
+	resource := decode[struct {
 		Spec ruleGroups `json:"spec"`
 	}](t, filepath.Join(root, operator))
 	if d := cmp.Diff(decode[ruleGroups](t, alerts), resource.Spec); d != "" {
@@ -295,7 +292,7 @@ func panelQueries(t *testing.T) []string {
 			all = append(all, strings.NewReplacer("$__rate_interval", "5m", "$cluster", ".*", "$node", "n1").Replace(q.Expr))
 		}
 	}
-	for _, want := range []string{"Nodes and probes", "Node $node", "Clock", "Multipath paths", "PIDs in use", "OOM kills"} {
+	for _, want := range []string{"Nodes and probes", "Node $node", "Clock", "Multipath paths", "PIDs in use", "OOM kills", "Reboots pending", "Certificates of the kubelet"} {
 		if !titles[want] {
 			t.Errorf("the dashboard has no %s", want)
 		}
