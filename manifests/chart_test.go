@@ -70,6 +70,22 @@ func TestRenderedChartFiles(t *testing.T) {
 	}
 }
 
+// The chart, the agent it installs and the manifests have one version.
+func TestChartVersion(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(chart, "Chart.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var meta struct{ Version, AppVersion string }
+	if err := yaml.Unmarshal(data, &meta); err != nil {
+		t.Fatal(err)
+	}
+	_, tag, _ := strings.Cut(loadRendered(t).daemonSet.Spec.Template.Spec.Containers[0].Image, ":")
+	if meta.AppVersion != tag || "v"+meta.Version != tag {
+		t.Errorf("chart %s of the agent %s, the manifests have %s", meta.Version, meta.AppVersion, tag)
+	}
+}
+
 type object struct {
 	Kind     string
 	Metadata struct{ Name, Namespace string }
