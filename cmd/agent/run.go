@@ -277,8 +277,8 @@ func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to er
 		c, err := h.Claim(ctx, remedy.StateDir)
 		var held *host.ClaimedError
 		switch {
-		case err == nil && c.Orphaned != 0:
-			log.Warn("the agent before this one has ended, but for a thread that hangs in the kernel", "process", c.Orphaned)
+		case err == nil && c.Despite != "":
+			log.Warn("the lock on "+remedy.StateDir+" is held, but by no agent", "holder", c.Despite)
 			return c, nil
 		case err == nil:
 			if waiting {

@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
@@ -30,10 +31,10 @@ func (e *ClaimedError) Error() string {
 // it works on a file system that is read-only and leaves nothing behind.
 type Claim struct {
 	fd int
-	// Orphaned is the process that holds the lock and will do nothing more with
-	// it, 0 when the lock is ours: one that was killed has its files open for as
-	// long as a thread of it hangs in the kernel, on a mount whose server is gone.
-	Orphaned int
+	// Despite is who holds the lock and can be no agent, empty when the lock is
+	// ours. A lock takes no more than the right to read the directory, and must
+	// not be a way to silence the agent.
+	Despite string
 }
 
 // Close gives the claim up.
@@ -47,69 +48,110 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 		}
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		}
-		switch err {
-		case nil:
-			return &Claim{fd: fd}, nil
-		case unix.EWOULDBLOCK:
-			pid := h.flockHolder(fd)
-			if pid != 0 && h.ended(pid) {
-				return &Claim{fd, pid}, nil
+		var despite string
+		for range 2 {
+			for err = unix.EINTR; err == unix.EINTR; {
+				err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 			}
-			unix.Close(fd)
-			return nil, &ClaimedError{dir, pid}
+			switch err {
+			case nil:
+				return &Claim{fd: fd}, nil
+			case unix.EWOULDBLOCK:
+				// Who held it a moment ago may have ended since: once more.
+				var pid int
+				if pid, despite = h.agentAmong(h.flockHolders(fd)); despite == "" {
+					unix.Close(fd)
+					return nil, &ClaimedError{dir, pid}
+				}
+			default:
+				unix.Close(fd)
+				return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
+			}
 		}
-		unix.Close(fd)
-		return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
+		return &Claim{fd, despite}, nil
 	})
 }
 
-// flockHolder finds in /proc/locks who holds the flock on an open file; 0 when it
-// is not there. proc_locks(5) has a line such as
-//
-//	14: FLOCK  ADVISORY  WRITE 1234 fe:01:264305 0 EOF
-//
-// and an arrow before FLOCK for those who wait.
-func (r *Root) flockHolder(fd int) int {
+// agentAmong returns the first of the holders of a lock that may be an agent, 0
+// when none is known; or why none of them is one.
+func (r *Root) agentAmong(holders []int) (pid int, none string) {
+	for _, pid := range holders {
+		var scratch []byte
+		status, err := r.readFile(fmt.Sprintf("/proc/%d/status", pid), MaxFile, &scratch)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+			// Left to a child, and an agent's children do not inherit it.
+			none = fmt.Sprintf("process %d, which has ended, left its lock to another", pid)
+		case err != nil:
+			return pid, ""
+		default:
+			if none = noAgent(pid, status); none == "" {
+				return pid, ""
+			}
+		}
+	}
+	return 0, none
+}
+
+// noAgent says why a process can be no agent, by its proc_pid_status(5): nobody
+// but root runs one, and one that was killed while a thread of it hangs in the
+// kernel, on a mount whose server is gone, keeps its files open as a zombie that
+// does nothing more. The owner of /proc/PID does not count, who is root for any
+// process that asks for it by PR_SET_DUMPABLE; nor the effective user ID, for a
+// lock survives the start of a program that is set-user-ID.
+func noAgent(pid int, status []byte) string {
+	for line := range bytes.Lines(status) {
+		key, value, _ := bytes.Cut(line, []byte(":"))
+		f := bytes.Fields(value)
+		if len(f) == 0 {
+			continue
+		}
+		switch string(key) {
+		case "State":
+			if s := string(f[0]); s == "Z" || s == "X" {
+				return fmt.Sprintf("process %d has ended, but for a thread that hangs in the kernel", pid)
+			}
+		case "Uid":
+			if uid := string(f[0]); uid != "0" {
+				return fmt.Sprintf("process %d is of user %s, not root's", pid, uid)
+			}
+		}
+	}
+	return ""
+}
+
+// flockHolders finds in /proc/locks who holds a flock on an open file, shared
+// ones included, which keep an exclusive one out as well.
+func (r *Root) flockHolders(fd int) []int {
 	st, err := fstat(fd)
 	if err != nil {
-		return 0
+		return nil
 	}
 	var scratch []byte
 	data, err := r.readFile("/proc/locks", MaxFile, &scratch)
 	if err != nil {
-		return 0
+		return nil
 	}
 	// Not by the device as well: Btrfs has one of its own for each subvolume and
 	// shows another here.
-	return flockHolder(data, st.Inode)
+	return flockHolders(data, st.Inode)
 }
 
-func flockHolder(locks []byte, inode uint64) int {
+// flockHolders reads proc_locks(5), lines such as
+//
+//	14: FLOCK  ADVISORY  WRITE 1234 fe:01:264305 0 EOF
+//
+// with an arrow before FLOCK for those who wait.
+func flockHolders(locks []byte, inode uint64) (pids []int) {
 	suffix := []byte(":" + strconv.FormatUint(inode, 10))
 	for line := range bytes.Lines(locks) {
 		f := bytes.Fields(line)
-		if len(f) < 6 || string(f[1]) != "FLOCK" || string(f[3]) != "WRITE" || !bytes.HasSuffix(f[5], suffix) {
+		if len(f) < 6 || string(f[1]) != "FLOCK" || !bytes.HasSuffix(f[5], suffix) {
 			continue
 		}
 		if pid, err := strconv.Atoi(string(f[4])); err == nil && pid > 0 {
-			return pid
+			pids = append(pids, pid)
 		}
 	}
-	return 0
-}
-
-// ended says whether a process has ended but for threads that hang: its first
-// thread is a zombie, which nobody can collect before them.
-func (r *Root) ended(pid int) bool {
-	var scratch []byte
-	stat, err := r.readFile(fmt.Sprintf("/proc/%d/stat", pid), MaxFile, &scratch)
-	if err != nil {
-		return false
-	}
-	// The name before the state is in brackets and may hold any.
-	state := stat[bytes.LastIndexByte(stat, ')')+1:]
-	return bytes.HasPrefix(state, []byte(" Z")) || bytes.HasPrefix(state, []byte(" X"))
+	return pids
 }

@@ -3,10 +3,14 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +27,7 @@ func TestClaim(t *testing.T) {
 	dir := t.TempDir()
 
 	first, err := h.Claim(ctx, dir)
-	if err != nil || first.Orphaned != 0 {
+	if err != nil || first.Despite != "" {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	var held *ClaimedError
@@ -87,8 +91,8 @@ func TestClaimOfTheDead(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	until("claim", func(c *Claim, err error) bool { return c.Orphaned == 0 })
-	until("remains", func(c *Claim, err error) bool { return c.Orphaned != 0 })
+	until("claim", func(c *Claim, err error) bool { return c.Despite == "" })
+	until("remains", func(c *Claim, err error) bool { return strings.Contains(c.Despite, "has ended") })
 }
 
 // playClaim holds a claim; as remains its first thread ends, as that of a
@@ -116,7 +120,72 @@ func playClaim(dir string, remains bool) error {
 	return <-done
 }
 
-func TestFlockHolder(t *testing.T) {
+// A lock takes the right to read a directory only: who is not root can hold one,
+// and keeps no agent waiting.
+func TestClaimOfAnother(t *testing.T) {
+	needsRoot(t)
+	h, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	dir := t.TempDir()
+	for parent := dir; parent != os.TempDir() && parent != "/"; parent = filepath.Dir(parent) {
+		if err := os.Chmod(parent, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, how := range []string{"exclusive", "shared"} {
+		p := helper(t, "squat "+how+" "+dir, nil)
+		c, err := h.Claim(t.Context(), dir)
+		if err != nil || !strings.Contains(c.Despite, fmt.Sprintf("process %d is of user 65534", p.Pid)) {
+			t.Errorf("%s: %+v, %v", how, c, err)
+		}
+		if err == nil {
+			c.Close()
+		}
+		p.Kill()
+		p.Wait()
+	}
+}
+
+// playSquatter holds a lock as nobody.
+func playSquatter(how, dir string) error {
+	if err := syscall.Setgid(65534); err != nil {
+		return err
+	}
+	if err := syscall.Setuid(65534); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	kind := unix.LOCK_EX
+	if how == "shared" {
+		kind = unix.LOCK_SH
+	}
+	if err := unix.Flock(int(f.Fd()), kind|unix.LOCK_NB); err != nil {
+		return err
+	}
+	return ready()
+}
+
+func TestNoAgent(t *testing.T) {
+	for status, want := range map[string]string{
+		"Name:\tagent\nState:\tS (sleeping)\nUid:\t0\t0\t0\t0\n":        "",
+		"Name:\tagent\nState:\tZ (zombie)\nUid:\t0\t0\t0\t0\n":          "process 7 has ended, but for a thread that hangs in the kernel",
+		"Name:\tsu\nState:\tS (sleeping)\nUid:\t1000\t0\t0\t0\n":        "process 7 is of user 1000, not root's",
+		"Name:\tUid:\\nUid:0\nState:\tS (sleeping)\nUid:\t5\t5\t5\t5\n": "process 7 is of user 5, not root's",
+		"": "",
+	} {
+		if got := noAgent(7, []byte(status)); got != want {
+			t.Errorf("%q: %q, want %q", status, got, want)
+		}
+	}
+}
+
+func TestFlockHolders(t *testing.T) {
 	locks := []byte(`1: POSIX  ADVISORY  WRITE 101 fe:01:77 0 EOF
 2: FLOCK  ADVISORY  READ 102 fe:01:77 0 EOF
 3: FLOCK  ADVISORY  WRITE 103 fe:01:177 0 EOF
@@ -125,18 +194,20 @@ func TestFlockHolder(t *testing.T) {
 5: OFDLCK ADVISORY  WRITE -1 fe:01:78 0 EOF
 6: FLOCK
 `)
-	for inode, want := range map[uint64]int{77: 104, 177: 103, 78: 0, 7: 0} {
-		if got := flockHolder(locks, inode); got != want {
+	for inode, want := range map[uint64][]int{77: {102, 104}, 177: {103}, 78: nil, 7: nil} {
+		if got := flockHolders(locks, inode); !slices.Equal(got, want) {
 			t.Errorf("inode %d is held by %d, want %d", inode, got, want)
 		}
 	}
 }
 
-func FuzzFlockHolder(f *testing.F) {
+func FuzzFlockHolders(f *testing.F) {
 	f.Add([]byte("4: FLOCK  ADVISORY  WRITE 104 fe:01:77 0 EOF\n"), uint64(77))
 	f.Fuzz(func(t *testing.T, locks []byte, inode uint64) {
-		if pid := flockHolder(locks, inode); pid < 0 {
-			t.Errorf("process %d", pid)
+		for _, pid := range flockHolders(locks, inode) {
+			if pid <= 0 {
+				t.Errorf("process %d", pid)
+			}
 		}
 	})
 }

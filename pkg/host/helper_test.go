@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 		fatal(playLock(arg))
 	case "claim", "remains":
 		fatal(playClaim(arg, mode == "remains"))
+	case "squat":
+		how, dir, _ := strings.Cut(arg, " ")
+		fatal(playSquatter(how, dir))
 	case "storm":
 		fatal(playStorm(arg))
 	case "watches":
