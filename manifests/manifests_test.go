@@ -30,9 +30,15 @@ const (
 	header   = "# Rendered from manifests/kustomize/base by \"go test ./manifests -update\"; change it there.\n"
 )
 
+// renderings keeps what was rendered, a second each.
+var renderings = map[string][]byte{}
+
 // render is what kubectl kustomize prints for a folder.
 func render(t *testing.T, dir string) []byte {
 	t.Helper()
+	if text, ok := renderings[dir]; ok {
+		return text
+	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +51,7 @@ func render(t *testing.T, dir string) []byte {
 	if err != nil {
 		t.Fatalf("rendering %s: %v\n%s", dir, err, stderr.String())
 	}
+	renderings[dir] = out
 	return out
 }
 
@@ -92,6 +99,8 @@ type installation struct {
 	policies     []admissionv1.ValidatingAdmissionPolicy
 	policyBinds  []admissionv1.ValidatingAdmissionPolicyBinding
 	monitors     []podMonitor
+	rules        []readinessRule
+	config       corev1.ConfigMap
 }
 
 // podMonitor is what is judged of one here; test/install has the API server judge
@@ -150,6 +159,10 @@ func load(t *testing.T, text []byte) installation {
 				t.Fatal(err)
 			}
 			in.monitors = append(in.monitors, m)
+		case "ConfigMap": // the chart's only
+			in.config = decode[corev1.ConfigMap](t, doc)
+		case "NodeReadinessRule":
+			in.rules = append(in.rules, decode[readinessRule](t, doc))
 		case "PrometheusRule": // test/monitoring compares it with its source
 		default:
 			t.Errorf("unexpected kind %q", meta.Kind)
@@ -340,8 +353,12 @@ func TestMemoryLimits(t *testing.T) {
 // Linux hosts only: a virtual kubelet or Fargate has none.
 func TestNodes(t *testing.T) {
 	pod := loadRendered(t).daemonSet.Spec.Template.Spec
-	if pod.NodeSelector["kubernetes.io/os"] != "linux" {
-		t.Error("no node selector for Linux")
+	text, err := os.ReadFile(rendered)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := onLinuxOnly(text); err != nil {
+		t.Error(err)
 	}
 	terms := pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
 	if len(terms) != 1 { // terms are alternatives: a second one would let nodes in
@@ -483,7 +500,9 @@ func TestOverlays(t *testing.T) {
 			}
 			return nil
 		},
-		"observe": func(in installation) error { return observes(base, in) },
+		"nfd":            func(in installation) error { return tellsNFD(base, in) },
+		"observe":        func(in installation) error { return observes(base, in) },
+		"readiness-gate": func(in installation) error { return gatesOnce(base, in) },
 		// The alerts go by job="host-hygiene-agent" and by the label node.
 		"prometheus-operator": func(in installation) error {
 			want := append(slices.Clone(base.names), "PodMonitor host-hygiene/host-hygiene-agent", "PrometheusRule host-hygiene/host-hygiene-agent")
@@ -519,7 +538,11 @@ func TestOverlays(t *testing.T) {
 	for _, dir := range dirs {
 		name := filepath.Base(dir)
 		t.Run(name, func(t *testing.T) {
-			in := load(t, render(t, dir))
+			text := render(t, dir)
+			in := load(t, text)
+			if err := onLinuxOnly(text); err != nil {
+				t.Error(err)
+			}
 			if check[name] == nil {
 				t.Fatal("what it does is not tested")
 			}

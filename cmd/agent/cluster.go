@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/probes"
@@ -61,12 +59,31 @@ func restConfigs(kubeconfig string, h *host.Host) ([]*rest.Config, error) {
 
 func userAgent() string { return "host-hygiene-agent/" + version }
 
+// kubeconfigFiles are where kubelets have their kubeconfig, for those whose flags
+// can not be seen: k3s hides them, and a kubelet in a container names files that
+// are not in the host's tree.
+var kubeconfigFiles = []string{
+	"/etc/kubernetes/kubelet.conf", "/var/lib/kubelet/kubeconfig", "/etc/kubernetes/kubeconfig",
+	"/var/lib/rancher/k3s/agent/kubelet.kubeconfig", "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+}
+
+// kubeconfigs is a host whose kubeconfigs can be asked for the address in them.
+type kubeconfigs interface {
+	host.View
+	KubeconfigServer(name string) (string, error)
+}
+
 // kubeletServer finds the API server's address in the kubelet's kubeconfig.
-func kubeletServer(h *host.Host) string {
-	for _, name := range []string{
-		"/etc/kubernetes/kubelet.conf", "/var/lib/kubelet/kubeconfig", "/etc/kubernetes/kubeconfig",
-		"/var/lib/rancher/k3s/agent/kubelet.kubeconfig", "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
-	} {
+func kubeletServer(h kubeconfigs) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	names := kubeconfigFiles
+	if k, ok, _ := probes.FindKubelet(ctx, h); ok {
+		if name := k.Kubeconfig(ctx, h); name != "" {
+			names = append([]string{name}, names...)
+		}
+	}
+	for _, name := range names {
 		if server, err := h.KubeconfigServer(name); err == nil && server != "" {
 			return server
 		}
@@ -103,7 +120,7 @@ func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Ver
 // kubeletClient asks the kubelet of this node with the pod's token, directly:
 // through the API server it would take nodes/proxy, which also allows exec into
 // every pod. It returns nil outside a pod.
-func kubeletClient(files func() host.Files) func(ctx context.Context, path string, read func(io.Reader) error) error {
+func kubeletClient(view func() host.View) func(ctx context.Context, path string, read func(io.Reader) error) error {
 	if _, err := os.Stat(tokenFile); err != nil {
 		return nil
 	}
@@ -119,7 +136,7 @@ func kubeletClient(files func() host.Files) func(ctx context.Context, path strin
 				// compared with what lies on the host below.
 				InsecureSkipVerify: true,
 				VerifyConnection: func(state tls.ConnectionState) error {
-					return verifyKubelet(files(), state.PeerCertificates)
+					return verifyKubelet(view(), state.PeerCertificates)
 				},
 				MinVersion: tls.VersionTLS12,
 			},
@@ -183,14 +200,10 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// kubeletCertFiles are where a kubelet keeps its serving certificate when its
-// config names no other.
-var kubeletCertFiles = []string{"/var/lib/kubelet/pki/kubelet.crt", "/var/lib/kubelet/pki/kubelet-server-current.pem"}
-
 // verifyKubelet accepts a certificate that the cluster's CA has signed, or that
 // lies on this host where the kubelet keeps its own: nobody but root can serve
 // with it on port 10250.
-func verifyKubelet(files host.Files, chain []*x509.Certificate) error {
+func verifyKubelet(view host.View, chain []*x509.Certificate) error {
 	if len(chain) == 0 {
 		return errors.New("the kubelet sent no certificate")
 	}
@@ -204,24 +217,10 @@ func verifyKubelet(files host.Files, chain []*x509.Certificate) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	names := kubeletCertFiles
-	if data, err := files.ReadFile(ctx, "/var/lib/kubelet/config.yaml"); err == nil {
-		var config struct {
-			TLSCertFile string `json:"tlsCertFile"`
-		}
-		if yaml.Unmarshal(data, &config) == nil && config.TLSCertFile != "" {
-			names = []string{config.TLSCertFile}
-		}
-	}
-	for _, name := range names {
-		data, err := files.ReadFile(ctx, name)
-		if err != nil {
-			continue
-		}
-		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-			if block.Type == "CERTIFICATE" && bytes.Equal(block.Bytes, leaf.Raw) {
-				return nil
-			}
+	for _, name := range probes.KubeletServingFiles(ctx, view) {
+		ders, err := view.Certificates(ctx, name)
+		if err == nil && len(ders) > 0 && bytes.Equal(ders[0], leaf.Raw) {
+			return nil
 		}
 	}
 	return errors.New("the kubelet's certificate is neither signed by the cluster's CA nor the one on this host")

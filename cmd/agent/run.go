@@ -38,6 +38,7 @@ type daemon struct {
 	healthAddr    string
 	socket        string
 	pprofSocket   string
+	nfdFile       string
 	logFormat     string
 	logLevel      slog.Level
 	livenessLimit time.Duration
@@ -68,6 +69,7 @@ func newRun(c *common) *cobra.Command {
 	f.StringVar(&d.healthAddr, "health-address", "127.0.0.1:20267", "`address` of /healthz and /readyz")
 	f.StringVar(&d.socket, "socket", agentSocket, "unix socket for agent explain; empty for none")
 	f.StringVar(&d.pprofSocket, "pprof-socket", "", "unix `socket` for /debug/pprof/, for root only; empty for none")
+	f.StringVar(&d.nfdFile, "nfd-features-file", "", "`file` that tells node-feature-discovery the conditions, as labels of the Node; empty for none")
 	f.StringVar(&d.logFormat, "log-format", "text", "text or json")
 	f.BoolVar(&d.allowRemedies, "allow-remedies", false, "let remedies.mode enforce change this host")
 	f.TextVar(&d.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
@@ -94,7 +96,7 @@ func (d *daemon) run(ctx context.Context) error {
 	lagTimers()
 	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
-	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.Files { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.View { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}
@@ -132,6 +134,11 @@ func (d *daemon) run(ctx context.Context) error {
 	settings.awaitLabels = known
 	var remedies *remedy.Controller
 	reporters := []engine.Reporter{publisher, metrics, &latest}
+	var features *report.Features
+	if d.nfdFile != "" {
+		features = report.NewFeatures(d.nfdFile, log)
+		reporters = append(reporters, features)
+	}
 	if d.observe {
 		log.Info("this agent only observes: no remedy is planned or done, whatever the config says")
 		eng = engine.New(view, log, prior, append(reporters, &observer{tell: publisher.Tell, log: log}, watcher)...)
@@ -237,6 +244,9 @@ func (d *daemon) run(ctx context.Context) error {
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
+	if features != nil {
+		running.Go(func() { features.Run(ctx) })
+	}
 	if remedies != nil {
 		running.Go(func() { remedies.Run(ctx) })
 	}

@@ -252,7 +252,8 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cmd := start(t, c.args...)
+			features := filepath.Join(t.TempDir(), "host-hygiene")
+			cmd := start(t, append(c.args, "--nfd-features-file="+features)...)
 			text := until(t, cmd.Process.Pid, "http://127.0.0.1:"+c.page, c.text)
 			if strings.Contains(c.page, "metrics") {
 				if found := identities(t, text); len(found) > 0 {
@@ -270,6 +271,17 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 			}
 			if !slices.Equal(got, c.want) {
 				t.Errorf("it listens on %q, want %q", got, c.want)
+			}
+			data, err := os.ReadFile(features)
+			for range 300 { // the first pass ends later
+				if err == nil {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+				data, err = os.ReadFile(features)
+			}
+			if !bytes.HasPrefix(data, []byte("# +expiry-time=")) || !bytes.Contains(data, []byte("\nhosthygiene.io/Ready=")) {
+				t.Errorf("node-feature-discovery is told %q, %v", data, err)
 			}
 		})
 	}

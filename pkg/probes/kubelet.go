@@ -253,6 +253,48 @@ func (k Kubelet) configFiles(ctx context.Context, v host.Files) []string {
 	return names
 }
 
+// Kubeconfig is the kubelet's kubeconfig file, "" where it is not known or does
+// not lie in the host's tree.
+func (k Kubelet) Kubeconfig(ctx context.Context, v host.Files) string {
+	file := k.Flags.Last("kubeconfig")
+	if file == "" || k.OwnRoot {
+		return ""
+	}
+	return k.resolve(ctx, v, file)
+}
+
+// certDir holds the certificates that the kubelet renews or makes itself.
+func (k Kubelet) certDir(ctx context.Context, v host.Files) string {
+	if d := k.Flags.Last("cert-dir"); d != "" {
+		return k.resolve(ctx, v, d)
+	}
+	return path.Join(k.RootDir, "pki")
+}
+
+// servingFiles are where the certificate of port 10250 may lie: the first that
+// is there is in use. tlsCertFile is what the configuration names.
+func (k Kubelet) servingFiles(ctx context.Context, v host.Files, tlsCertFile string) []string {
+	dir := k.certDir(ctx, v)
+	files := []string{dir + "/kubelet-server-current.pem", dir + "/kubelet.crt"}
+	if tlsCertFile != "" && tlsCertFile != files[1] {
+		return []string{k.resolve(ctx, v, tlsCertFile)}
+	}
+	return files
+}
+
+// KubeletServingFiles are where the kubelet of this host may have the certificate
+// of port 10250, by its flags and configuration as far as they can be seen: AKS
+// keeps it in /etc/kubernetes/certs, RKE2 below /var/lib/rancher.
+func KubeletServingFiles(ctx context.Context, v host.View) []string {
+	k, ok, _ := FindKubelet(ctx, v)
+	if !ok || k.OwnRoot {
+		k = Kubelet{RootDir: "/var/lib/kubelet"}
+	}
+	// What can not be read is told by the probes; the default files are left.
+	config, _ := k.ConfigOnRestart(ctx, v)
+	return k.servingFiles(ctx, v, config.TLSCertFile)
+}
+
 // splitCmdline splits /proc/PID/cmdline, whose arguments end in NUL bytes.
 func splitCmdline(data []byte) []string {
 	data = bytes.TrimRight(data, "\x00")
@@ -299,7 +341,7 @@ func (f KubeletFlags) Last(name string) string {
 var valueFlags = []string{
 	"cgroup-driver", "cgroup-root", "config", "config-dir", "container-runtime-endpoint",
 	"cert-dir", "enforce-node-allocatable", "eviction-hard", "eviction-soft", "feature-gates", "kube-reserved", "kubelet-args-file", "max-pods", "oom-score-adj",
-	"pod-max-pids", "root-dir", "system-reserved", "tls-cert-file",
+	"kubeconfig", "pod-max-pids", "root-dir", "system-reserved", "tls-cert-file",
 }
 
 // parseKubeletFlags parses an argument vector as pflag does: "--x=y", "--x y",

@@ -625,20 +625,17 @@ func (c *kubeletPass) checkCertificates(k Kubelet, config KubeletConfig, known b
 	if k.OwnRoot {
 		return
 	}
-	dir := path.Join(k.RootDir, "pki")
-	if d := k.Flags.Last("cert-dir"); d != "" {
-		dir = k.resolve(c.ctx, c.Host, d)
+	tlsCertFile := ""
+	if known {
+		tlsCertFile = config.TLSCertFile
 	}
-	serving := []string{dir + "/kubelet-server-current.pem", dir + "/kubelet.crt"}
-	if known && config.TLSCertFile != "" && config.TLSCertFile != serving[1] {
-		serving = []string{k.resolve(c.ctx, c.Host, config.TLSCertFile)}
-	}
+	serving := k.servingFiles(c.ctx, c.Host, tlsCertFile)
 	ends := []string{}
 	for _, of := range []struct {
 		what  string
 		files []string
 	}{
-		{"client", []string{dir + "/kubelet-client-current.pem"}},
+		{"client", []string{k.certDir(c.ctx, c.Host) + "/kubelet-client-current.pem"}},
 		{"serving", serving},
 	} {
 		for _, file := range of.files { // the first that is there is in use

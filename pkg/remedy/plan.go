@@ -311,6 +311,15 @@ func (p *planner) unit(s *Step, unit, do string) {
 	if slices.Contains(loginUnits, unit) && do != "unmask" {
 		s.refuse("%s logs in to every iSCSI target on record and can hang on the dead ones: a person has to %s it", unit, do)
 	}
+	// Whether a unit of a MachineConfig is enabled or masked stands there, and the
+	// node's next update makes it so again. Starting it leaves that alone.
+	switch {
+	case do == "start":
+	case p.Facts.MCO.Err != "":
+		s.refuse("whether OpenShift's Machine Config Operator owns %s can not be told, because %s", unit, p.Facts.MCO.Err)
+	case p.Facts.MCO.Files[path.Join("/etc/systemd/system", unit)]:
+		s.refuse("%s is owned by OpenShift's Machine Config Operator: %s it in a MachineConfig", unit, do)
+	}
 	c := UnitChange{unit, do}
 	if !slices.Contains(s.Units, c) {
 		s.Units = append(s.Units, c)

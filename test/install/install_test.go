@@ -4,6 +4,7 @@
 package install
 
 import (
+	"bytes"
 	"encoding/json"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +56,47 @@ func operatorDefinitions(t *testing.T, plural string) string {
 		t.Fatalf("%s: %v %v %+v", operatorModule, err, jsonErr, module)
 	}
 	return filepath.Join(module.Dir, "example", "prometheus-operator-crd", "monitoring.coreos.com_"+plural+".yaml")
+}
+
+// charts are renderings of the Helm chart; manifests/chart_test.go compares it with
+// the overlays object by object, so what is new here is what they do not have.
+func charts(t *testing.T) map[string]string {
+	t.Helper()
+	values := map[string]map[string]any{
+		"defaults": {},
+		"everything": {
+			"openshift": true, "remedies": map[string]any{"allow": true}, "metrics": map[string]any{"mode": "tls"}, "nfd": true, "readinessGate": true, "prometheusOperator": true,
+			"config":       "apiVersion: hosthygiene.io/v1alpha1\nkind: AgentConfig\n",
+			"nodeSelector": map[string]any{"pool": "storage"}, "imagePullSecrets": []any{map[string]any{"name": "pull"}}, "maxUnavailable": 1,
+		},
+	}
+	in, err := json.Marshal(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := filepath.Abs("../../charts/host-hygiene")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "-C", "../../hack/chart", "run", ".", dir)
+	cmd.Stdin = bytes.NewReader(in)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("rendering the chart: %v", err)
+	}
+	var outcomes map[string]struct{ Manifest, Error string }
+	if err := json.Unmarshal(out, &outcomes); err != nil {
+		t.Fatal(err)
+	}
+	rendered := map[string]string{}
+	for name, o := range outcomes {
+		if o.Error != "" {
+			t.Errorf("the chart with %s: %s", name, o.Error)
+			continue
+		}
+		rendered[name] = o.Manifest
+	}
+	return rendered
 }
 
 func TestInstallAndRemove(t *testing.T) {
@@ -114,10 +156,22 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 
-	kubectl("apply", "--server-side", "-f", operatorDefinitions(t, "podmonitors"), "-f", operatorDefinitions(t, "prometheusrules"))
-	kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com")
-	for _, overlay := range []string{"openshift", "loopback-metrics", "metrics-tls", "remedies", "observe", "before-1.30", "prometheus-operator"} {
-		kubectl("apply", "--dry-run=server", "--validate=strict", "-k", manifests+"kustomize/overlays/"+overlay)
+	kubectl("apply", "--server-side", "-f", operatorDefinitions(t, "podmonitors"), "-f", operatorDefinitions(t, "prometheusrules"), "-f", "testdata/nodereadinessrules.yaml")
+	kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com",
+		"crd/nodereadinessrules.readiness.node.x-k8s.io")
+	overlays, err := filepath.Glob(manifests + "kustomize/overlays/*")
+	if err != nil || len(overlays) < 9 {
+		t.Fatalf("overlays %q, %v", overlays, err)
+	}
+	for _, overlay := range overlays {
+		kubectl("apply", "--dry-run=server", "--validate=strict", "-k", overlay)
+	}
+	for name, text := range charts(t) {
+		cmd := cp.KubectlCommand(ctx, "apply", "--dry-run=server", "--validate=strict", "-f", "-")
+		cmd.Stdin = strings.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "daemonset.apps/host-hygiene-agent") {
+			t.Errorf("the chart with %s: %v: %s", name, err, out)
+		}
 	}
 
 	t.Run("kubectl hygiene", func(t *testing.T) { pluginSees(t, cp) })
