@@ -76,7 +76,7 @@ image: setup ## the container image as an archive in dist/, its bill of material
 	hack/build-image.sh dist/image.tar
 
 generate: ## manifests, documents, schema and the list of linked packages, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes ./test/arch -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked)' -update
+	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/distros -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Distributions)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

@@ -7,6 +7,7 @@ package distros
 import (
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,16 +27,22 @@ var update = flag.Bool("update", false, "rewrite docs/distributions.md and testd
 
 const page = "../../docs/distributions.md"
 
-// TestDistributions runs the probes on each distribution twice: as it comes, with
-// everything required of it, and with all that was missing installed.
+// TestDistributions runs the probes on each distribution three times: as it comes,
+// with nothing required of it; with a storage node's requirements; and with all
+// that was missing installed.
 func TestDistributions(t *testing.T) {
 	var all []answers
 	for _, d := range load(t) {
 		t.Run(d.dir, func(t *testing.T) {
-			bare, full := d.judge(t, false), d.judge(t, true)
-			d.holds(t, bare, full)
-			all = append(all, answers{d, bare, full})
-			golden(t, filepath.Join("testdata", d.dir, "answers.txt"), "As it comes.\n\n"+bare.String()+"\nWith what it needs installed.\n\n"+full.String())
+			a := d.answers(t)
+			d.holds(t, a)
+			if d.OtherTime.verified() {
+				other := d
+				other.Time, other.OtherTime = d.OtherTime, component{}
+				other.holds(t, other.answers(t))
+			}
+			all = append(all, a)
+			golden(t, filepath.Join("testdata", d.dir, "answers.txt"), fmt.Sprintf("As it comes, with nothing required of it.\n\n%s\nAs it comes.\n\n%s\nWith what it needs installed.\n\n%s", a.plain, a.bare, a.full))
 		})
 	}
 	if !t.Failed() || *update {
@@ -60,10 +67,10 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// answers are a distribution's in both states.
+// answers are a distribution's in each state.
 type answers struct {
 	distro
-	bare, full judged
+	plain, bare, full judged
 }
 
 // judged is what the agent says of one host.
@@ -72,13 +79,21 @@ type judged struct {
 	reports []finding.Report
 	plan    remedy.Plan
 	kubelet probes.Kubelet
+	// install is the planner's step for a package called NAME.
+	install remedy.Step
 	// source is where the kubelet's configuration was read, or why it was not.
 	source string
 }
 
+func (d distro) answers(t *testing.T) answers {
+	return answers{d, d.judge(t, false, probes.Require{}), d.judge(t, false, d.require()), d.judge(t, true, d.require())}
+}
+
 func (j judged) report(probe string) finding.Report {
-	i := slices.IndexFunc(j.reports, func(r finding.Report) bool { return r.Probe == probe })
-	return j.reports[i]
+	if i := slices.IndexFunc(j.reports, func(r finding.Report) bool { return r.Probe == probe }); i >= 0 {
+		return j.reports[i]
+	}
+	return finding.Report{}
 }
 
 func (j judged) finding(probe, reason, subject string) (finding.Finding, bool) {
@@ -90,26 +105,21 @@ func (j judged) finding(probe, reason, subject string) (finding.Finding, bool) {
 	return fs[i], true
 }
 
-func (j judged) step(id string) (remedy.Step, bool) {
-	i := slices.IndexFunc(j.plan.Steps, func(s remedy.Step) bool { return s.ID == id })
-	if i < 0 {
-		return remedy.Step{}, false
-	}
-	return j.plan.Steps[i], true
-}
-
 // judge runs every probe and the planner.
-func (d distro) judge(t *testing.T, installed bool) judged {
+func (d distro) judge(t *testing.T, installed bool, require probes.Require) judged {
 	t.Helper()
 	ctx := context.Background()
-	n := d.host(t, installed)
+	n := d.host(t, installed, len(require.Packages) > 0)
 	var j judged
 	var err error
 	if j.os, err = n.OS(ctx); err != nil {
 		t.Error(err)
 	}
-	in := probes.Input{Host: n, Now: n.Times()[0], Require: d.require()}
+	in := probes.Input{Host: n, Now: n.Times()[0], Require: require}
 	for _, p := range probes.Defaults().List() {
+		if !d.asked(p.Name()) {
+			continue
+		}
 		in.Memory = probes.NewMemory()
 		in.Memory.Begin()
 		r, err := p.Check(ctx, in)
@@ -122,10 +132,13 @@ func (d distro) judge(t *testing.T, installed bool) judged {
 	if err != nil {
 		t.Error(err)
 	}
-	j.plan = remedy.New(remedy.Input{
+	plan := remedy.Input{
 		Reports: j.reports, Require: in.Require, Facts: facts, Now: in.Now,
 		Remedies: config.Remedies{Mode: "plan", Allow: []string{finding.KindPackages, finding.KindUnits, finding.KindModules, finding.KindFiles, finding.KindSysctls, finding.KindOOMScores}},
-	})
+	}
+	j.plan = remedy.New(plan)
+	plan.Reports = []finding.Report{{Probe: "packages", Findings: []finding.Finding{{Reason: "PackageMissing", Remedy: &finding.Remedy{Action: finding.InstallPackage, Subject: "NAME"}}}}}
+	j.install = remedy.New(plan).Steps[0]
 	if d.Kubelet.verified() {
 		k, ok, err := probes.FindKubelet(ctx, n)
 		if err != nil || !ok {
@@ -155,10 +168,29 @@ func (d distro) require() probes.Require {
 	return r
 }
 
+// asked leaves out the probes whose facts have no source: their answers would be of
+// a host made up.
+func (d distro) asked(probe string) bool {
+	f, ok := map[string]fact{"time": d.Time.fact, "iscsi": d.ISCSI.fact, "multipath": d.Multipath.fact, "updates": d.Updates.fact, "pids": d.Kubelet.fact, "kubelet": d.Kubelet.fact}[probe]
+	return !ok || f.verified()
+}
+
 // holds compares what the agent says with the facts, without the golden files:
 // class, daemons, names and the way a missing program is to come.
-func (d distro) holds(t *testing.T, bare, full judged) {
+func (d distro) holds(t *testing.T, a answers) {
 	t.Helper()
+	bare, full := a.bare, a.full
+	// With nothing required, a probe that has nothing to look at says so, and none
+	// is left without an answer.
+	for _, r := range a.plain.reports {
+		none := map[string]bool{
+			"iscsi": true, "multipath": true, "kernel": true, "units": d.System.Init != "systemd",
+			"packages": d.Packages.Database == "none", "updates": d.Updates.None, "kubelet": !d.Kubelet.verified(),
+		}[r.Probe]
+		if want := map[bool]finding.Status{true: finding.NotApplicable, false: finding.OK}[none]; r.Status != want {
+			t.Errorf("%s, nothing required: %s (%s, %v), want %s", r.Probe, r.Status, r.Summary, r.Err, want)
+		}
+	}
 	if full.os.Class != d.System.Class || full.os.Init != d.System.Init {
 		t.Errorf("class %s, init %s; want %s, %s (%s)", full.os.Class, full.os.Init, d.System.Class, d.System.Init, full.os.Why)
 	}
@@ -183,12 +215,15 @@ func (d distro) holds(t *testing.T, bare, full judged) {
 			t.Errorf("%s is there and told to be missing: %s\n%v", c.capability, f.Message, f.Evidence)
 		}
 	}
-	if s, ok := bare.step("packages"); ok && takes {
-		if s.Refused != "" || !strings.HasPrefix(strings.Join(s.Commands[len(s.Commands)-1].Argv, " "), d.Packages.Manager+" ") {
+	for _, j := range []judged{bare, full} {
+		switch s := j.install; {
+		case takes && (s.Refused != "" || s.Commands[len(s.Commands)-1].Argv[0] != d.Packages.Manager):
 			t.Errorf("packages are installed by %s; planned is %v, refused %q", d.Packages.Manager, s.Commands, s.Refused)
+		case !takes && (s.Refused == "" || len(s.Commands) > 0):
+			t.Errorf("a package would be installed where none can be: %v", s.Commands)
+		case !takes && !strings.Contains(s.Refused, d.Packages.Instead):
+			t.Errorf("what is missing comes by %q here, and the advice is %q", d.Packages.Instead, s.Refused)
 		}
-	} else if ok && s.Refused == "" {
-		t.Errorf("a package would be installed where none can be: %v", s.Commands)
 	}
 	for _, j := range []judged{bare, full} {
 		for _, s := range j.plan.Pending() {
@@ -210,6 +245,13 @@ func (d distro) holds(t *testing.T, bare, full judged) {
 			t.Errorf("time: %s: %s, %v", r.Status, r.Summary, r.Err)
 		}
 	}
+	for _, r := range full.reports {
+		for _, f := range r.Findings {
+			if f.Severity != finding.Info && !d.lacks(f.Subject) {
+				t.Errorf("%s is told of a host that is well: %s", f.Reason, f.Message)
+			}
+		}
+	}
 	if d.ISCSI.verified() && !d.ISCSI.None {
 		if r := full.report("iscsi"); r.Status != finding.OK {
 			t.Errorf("iscsi: %s: %s, %v, %v", r.Status, r.Summary, r.Findings, r.Err)
@@ -222,10 +264,22 @@ func (d distro) holds(t *testing.T, bare, full judged) {
 		if got := full.kubelet.Flags.Last("config"); got != k.Config {
 			t.Errorf("the kubelet's configuration is %s, want %s", got, k.Config)
 		}
-		if !strings.Contains(full.source, k.Config) {
+		// Across a container's edge a file is not read: the kubelet is asked
+		// through the API server then.
+		if k.Container != strings.Contains(full.source, "root file system of its own") || !k.Container && !strings.Contains(full.source, k.Config) {
 			t.Errorf("the kubelet's configuration in %s was not read: %s", k.Config, full.source)
 		}
 	}
+}
+
+// lacks reports whether the system has nothing of what a finding is about, at all.
+func (d distro) lacks(subject string) bool {
+	for _, c := range d.components() {
+		if c.None && (subject == c.capability || c.capability == "iscsi" && strings.Contains(subject, "iscsi")) {
+			return true
+		}
+	}
+	return false
 }
 
 // persistent reports whether a file written now is still there after a boot:

@@ -90,6 +90,8 @@ type packages struct {
 	// none does.
 	Database string `json:"database"`
 	Manager  string `json:"manager"`
+	// Instead is a word of the way something comes onto a system without one.
+	Instead string `json:"instead"`
 }
 
 type component struct {
@@ -108,6 +110,8 @@ type component struct {
 	// Units, the one to enable first.
 	Units    []string `json:"units"`
 	Programs []string `json:"programs"`
+	// Files are what configures it once it is installed, by name.
+	Files map[string]string `json:"files"`
 	// Process is the daemon's comm.
 	Process       string `json:"process"`
 	InitiatorName string `json:"initiatorName"`
@@ -201,6 +205,9 @@ func (d distro) check(t *testing.T) {
 				t.Errorf("%s: %s names the source %q, which is not listed", d.dir, name, s)
 			}
 			used[s] = true
+		}
+		if name == "packages" && d.Packages.Manager == "" && d.Packages.Instead == "" {
+			t.Errorf("%s: neither what installs packages nor what is done instead is stated", d.dir)
 		}
 		if f.known != f.verified() {
 			t.Errorf("%s: %s is stated: %t, has a source: %t", d.dir, name, f.known, f.verified())

@@ -60,7 +60,7 @@ func (b *builder) file(name, text string) {
 
 // host makes the distribution's host: the system itself, and of the components
 // those it comes with, or all.
-func (d distro) host(t *testing.T, installed bool) node {
+func (d distro) host(t *testing.T, installed, required bool) node {
 	t.Helper()
 	b := &builder{}
 	n := node{}
@@ -88,12 +88,12 @@ func (d distro) host(t *testing.T, installed bool) node {
 			"30 29 0:22 / /sys rw - sysfs sysfs rw\n31 29 0:30 / /etc rw - tmpfs tmpfs rw\n"+etc(d))
 	case d.System.ReadOnlyUsr != "":
 		b.file("/proc/1/mountinfo", fmt.Sprintf(root, device, "rw,relatime", "ext4", "rw")+
-			"30 29 254:2 / /usr ro - "+d.System.ReadOnlyUsr+" /dev/vda2 ro\n31 29 0:22 / /sys rw - sysfs sysfs rw\n")
+			"30 29 254:1 / /usr ro - "+d.System.ReadOnlyUsr+" /dev/vda1 ro\n31 29 0:22 / /sys rw - sysfs sysfs rw\n")
 	default:
 		b.file("/proc/1/mountinfo", fmt.Sprintf(root, device, "rw,relatime", "ext4", "rw")+"31 29 0:22 / /sys rw - sysfs sysfs rw\n")
 	}
 	if d.System.Verity {
-		b.file("/sys/dev/block/"+device+"/dm/uuid", "CRYPT-VERITY-1-root\n")
+		b.file("/sys/block/vda/vda1/dm/uuid", "CRYPT-VERITY-1-root\n")
 	}
 
 	// Packages.
@@ -118,22 +118,28 @@ func (d distro) host(t *testing.T, installed bool) node {
 		b.file("/var/lib/rpm/rpmdb.sqlite", "x\n")
 	}
 
-	// Components: programs, unit files, and the units as they are after a boot.
+	// Components: programs, unit files, and the units as they are after a boot on a
+	// node that uses what is required of it.
 	for _, c := range d.components() {
 		if !c.here(installed) && c.capability != "time" && c.Name == "" {
 			continue
 		}
-		for _, p := range c.Programs {
-			b.file(p, "x\n")
+		if c.Name == "" || installed {
+			for _, p := range c.Programs {
+				b.file(p, "x\n")
+			}
+			for name, text := range c.Files {
+				b.file(name, text)
+			}
 		}
 		for i, u := range c.Units {
 			b.file("/usr/lib/systemd/system/"+u, "[Unit]\n")
 			switch {
 			case c.capability == "time" && i == 0:
 				units = append(units, u+" mainpid=300")
-			case c.Name != "" && i == 0, strings.HasSuffix(u, ".socket"):
+			case c.Name != "" && i == 0, strings.HasSuffix(u, ".socket") && required:
 				units = append(units, u+" sub=listening")
-			case c.capability == "iscsi" && u == "iscsid.service" && c.Units[0] == u:
+			case c.capability == "iscsi" && u == "iscsid.service" && c.Units[0] == u && required:
 				units = append(units, u+" mainpid=400")
 				procs = append(procs, "400 iscsid")
 			default:
@@ -141,7 +147,7 @@ func (d distro) host(t *testing.T, installed bool) node {
 			}
 		}
 		if c.capability == "iscsi" {
-			if len(c.Units) == 0 {
+			if len(c.Units) == 0 && required {
 				procs = append(procs, "400 iscsid")
 			}
 			if c.InitiatorName != "" {
@@ -214,6 +220,8 @@ func (d distro) addKubelet(b *builder, procs, links, units *[]string) {
 	namespace := "mnt:[4026531841]"
 	if k.Container {
 		namespace = "mnt:[4026532999]"
+		// An agent in the cluster asks the kubelet itself.
+		b.section("kubelet/configz", `{"kubeletconfig":{"cgroupDriver":"systemd","podPidsLimit":1024,"systemReserved":{"pid":"1000","memory":"500Mi"},"kubeReserved":{"pid":"2000","memory":"500Mi"},"evictionHard":{"pid.available":"5%","memory.available":"100Mi"}}}`+"\n")
 		// What the container is given of the host is mounted from the same device.
 		b.file("/proc/640/mountinfo", "600 1 0:90 / / rw - overlay overlay rw\n601 600 0:40 /kubernetes /etc/kubernetes rw,relatime shared:1 - tmpfs tmpfs rw\n"+
 			"602 600 254:1 /lib/kubelet /var/lib/kubelet rw - xfs /dev/vda1 rw\n")
