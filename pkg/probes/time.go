@@ -102,7 +102,7 @@ func (Time) Rules() []finding.Rule {
 			Do:      "Look for lost packets or a distant server: chronyc tracking, chronyc sourcestats."},
 		{Reason: noTimeDaemon, Severity: finding.Warning,
 			Means: "No time daemon runs, so the clock drifts from now on.",
-			Do:    "Start or install one: systemctl enable --now chronyd (chrony on Debian and Ubuntu) or systemd-timesyncd. An image has one: there it was stopped or masked."},
+			Do:    "Start or install one: systemctl enable --now chronyd (chrony on Debian and Ubuntu) or systemd-timesyncd. An image-based system brings one: it was stopped or masked there."},
 		{Reason: timeDaemonConflict, Severity: finding.Warning, HoldBefore: 30 * time.Second,
 			HoldWhy: "a package manager that replaces one daemon by another runs both for a moment",
 			Means:   "Several daemons steer the same clock and work against each other.",
