@@ -89,7 +89,7 @@ image: setup ## the container image as an archive in dist/, its bill of material
 	hack/build-image.sh dist/image.tar
 
 generate: ## manifests, documents, schema, alerts, dashboard and the list of linked packages, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Generated|Runbooks)' -update
+	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/distros ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Distributions|Generated|Runbooks)' -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

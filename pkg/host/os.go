@@ -148,13 +148,17 @@ var distributions = map[string]OSClass{
 	"arch": Mutable, "alpine": Mutable,
 
 	"sle-micro": Transactional, "sl-micro": Transactional, "suse-microos": Transactional,
-	"opensuse-microos": Transactional, "opensuse-leap-micro": Transactional, "sle-micro-rancher": Transactional,
+	// SUSE Linux Micro has been SLES with a variant since 6.2.
+	"sles:transactional": Transactional,
+	"opensuse-microos":   Transactional, "opensuse-leap-micro": Transactional, "sle-micro-rancher": Transactional,
 
 	// RHCOS called itself rhcos until 4.18 and is RHEL with a variant since.
 	"rhcos": OSTree, "scos": OSTree, "rhel:coreos": OSTree, "centos:coreos": OSTree, "fedora:coreos": OSTree,
 	"fedora:iot": OSTree, "fedora:silverblue": OSTree, "fedora:kinoite": OSTree,
 
 	"flatcar": Image, "coreos": Image, "cos": Image, "bottlerocket": Image, "talos": Image,
+	// Azure Linux with a /usr that is an image.
+	"azurecontainerlinux": Image, "azurelinux:azurecontainerlinux": Image, "azurelinux:osguard": Image,
 	"ubuntu-core": Image, "nixos": Image, "kairos": Image,
 }
 

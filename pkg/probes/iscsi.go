@@ -42,7 +42,7 @@ func (ISCSI) Condition() string { return ConditionPrefix + "ISCSIProblem" }
 // Wakes implements [Probe]. A connection that is lost is no uevent; that the
 // recovery timeout has run out is in the kernel's log alone.
 func (ISCSI) Wakes(Require) Wakes {
-	files := followed(initiatorNameFile)
+	files := followed(initiatorNameFile, talosInitiatorNameFile)
 	for _, dir := range nodeRecordDirs() {
 		files = append(files, host.FollowedFile{Name: dir + "/"})
 	}
@@ -74,7 +74,7 @@ func (ISCSI) Rules() []finding.Rule {
 		Reason:   "IscsidUnavailable",
 		Severity: finding.Critical,
 		Means:    "This host must be able to attach iSCSI volumes, and neither iscsid nor the socket that would start it is there.",
-		Do:       "Install the initiator (open-iscsi, iscsi-initiator-utils) and `systemctl enable --now iscsid.socket`.",
+		Do:       "Install the initiator (open-iscsi, iscsi-initiator-utils) and `systemctl enable --now iscsid.socket`, or iscsid.service where it has no socket; where nothing is installed, PackageMissing says how it comes.",
 	}, {
 		Reason:     "SessionFailed",
 		Severity:   finding.Critical,
@@ -128,6 +128,10 @@ func (p ISCSI) Validate() error { return positive("maxRecoveryTimeout", p.MaxRec
 // Where the initiator keeps its name. The node records lie in /var/lib/iscsi
 // upstream and in /etc/iscsi on Debian and Ubuntu.
 const initiatorNameFile = "/etc/iscsi/initiatorname.iscsi"
+
+// talosInitiatorNameFile is what Talos mounts into the container of iscsid, as
+// its /etc/iscsi.
+const talosInitiatorNameFile = "/system/iscsi/initiatorname.iscsi"
 
 func nodeRecordDirs() []string { return []string{"/etc/iscsi/nodes", "/var/lib/iscsi/nodes"} }
 
@@ -773,8 +777,14 @@ func parseRecoveryTimeout(text string) (timeout time.Duration, endless, ok bool)
 // evidence only; what leaves the host is its hash, by which two nodes with one
 // name are found.
 func judgeInitiatorName(ctx context.Context, in Input, r *finding.Result, sessions []iscsiSession, inUse bool) error {
-	data, err := in.Host.ReadFileMax(ctx, initiatorNameFile, 64<<10)
+	from := initiatorNameFile
+	data, err := in.Host.ReadFileMax(ctx, from, 64<<10)
 	missing := errors.Is(err, fs.ErrNotExist)
+	if missing {
+		if data, err = in.Host.ReadFileMax(ctx, talosInitiatorNameFile, 64<<10); !errors.Is(err, fs.ErrNotExist) {
+			from, missing = talosInitiatorNameFile, false
+		}
+	}
 	if err != nil && !missing {
 		if !inUse {
 			return nil
@@ -790,8 +800,8 @@ func judgeInitiatorName(ctx context.Context, in Input, r *finding.Result, sessio
 	}
 	add := func(reason string, severity finding.Severity, message string, observed, expected string) {
 		r.Add(finding.Finding{
-			Reason: reason, Severity: severity, Subject: initiatorNameFile, Message: message,
-			Evidence: []finding.Evidence{{Source: initiatorNameFile, Observed: observed, Expected: expected}},
+			Reason: reason, Severity: severity, Subject: from, Message: message,
+			Evidence: []finding.Evidence{{Source: from, Observed: observed, Expected: expected}},
 		})
 	}
 	switch {
@@ -816,10 +826,10 @@ func judgeInitiatorName(ctx context.Context, in Input, r *finding.Result, sessio
 		add("InitiatorNameInvalid", finding.Critical, fmt.Sprintf("the iSCSI initiator's name is not valid, since %s: targets refuse it or take it for another", err), strconv.Quote(name), "a name as in RFC 7143, 4.2.7")
 		return nil
 	}
-	return judgeNameChange(ctx, in, r, sessions, name)
+	return judgeNameChange(ctx, in, r, sessions, name, from)
 }
 
-func judgeNameChange(ctx context.Context, in Input, r *finding.Result, sessions []iscsiSession, name string) error {
+func judgeNameChange(ctx context.Context, in Input, r *finding.Result, sessions []iscsiSession, name, from string) error {
 	var e []finding.Evidence
 	changed := 0
 	kept, _ := Kept[map[int]keptSession](in.Memory, sessionsKept)
@@ -839,12 +849,12 @@ func judgeNameChange(ctx context.Context, in Input, r *finding.Result, sessions 
 		}
 		changed++
 		if len(e) < 4 {
-			e = append(e, finding.Evidence{Source: s.dir() + "/initiatorname", Observed: shown(s.initiator), Expected: name + " as in " + initiatorNameFile})
+			e = append(e, finding.Evidence{Source: s.dir() + "/initiatorname", Observed: shown(s.initiator), Expected: name + " as in " + from})
 		}
 	}
 	if changed > 0 {
 		r.Add(finding.Finding{
-			Reason: "InitiatorNameChanged", Severity: finding.Warning, Subject: initiatorNameFile,
+			Reason: "InitiatorNameChanged", Severity: finding.Warning, Subject: from,
 			Message:  fmt.Sprintf("the iSCSI initiator's name was changed under existing sessions (%d): after their next login the storage may refuse this host", changed),
 			Evidence: e,
 		})

@@ -125,6 +125,9 @@ func (p Kernel) Check(ctx context.Context, in Input) (finding.Result, error) {
 	r.Summary = fmt.Sprintf("modules required: %d; sysctls required: %d", len(in.Require.Modules), len(in.Require.Sysctls))
 	if !pass.persists {
 		r.Summary += "; what holds after a reboot is not in modules-load.d and sysctl.d on this system"
+		if where := KeptElsewhere(o); where != "" {
+			r.Summary += " but in " + where
+		}
 	}
 	return r, errors.Join(errs...)
 }
@@ -132,7 +135,7 @@ func (p Kernel) Check(ctx context.Context, in Input) (finding.Result, error) {
 // persists reports whether modules-load.d and sysctl.d decide what is in force
 // after a boot. Where systemd is not the init they are read by others or not at
 // all; Bottlerocket makes both anew at each boot from its own API.
-func persists(o host.OS) bool { return o.Init == "systemd" && o.ID != "bottlerocket" }
+func persists(o host.OS) bool { return o.Init == "systemd" && KeptElsewhere(o) == "" }
 
 // kernelPass is one pass over the host.
 type kernelPass struct {

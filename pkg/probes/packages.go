@@ -72,7 +72,7 @@ func (Packages) Rules() []finding.Rule {
 			Reason:   packageMissing,
 			Severity: finding.Critical,
 			Means:    "What require.packages names is not on this host. On image-based systems its programs and units were looked for instead.",
-			Do:       "Install the package named in the evidence, or let remedies do it; on an image-based system choose an image or a system extension that brings it.",
+			Do:       "Install the package named in the evidence, or let remedies do it; where nothing is installed the message says how it comes there, and docs/distributions.md for each distribution.",
 			HoldWhy:  "A package that is not there is not a matter of time; one that dpkg is just installing is not reported.",
 		},
 		{
@@ -150,6 +150,9 @@ func (c *packagesPass) run(ctx context.Context) {
 	c.checkNeeds(ctx, needs, manager, ask)
 
 	c.result.NotApplicable = len(c.Require.Packages) == 0 && !manager.dpkg && !manager.hasRPM
+	if c.result.NotApplicable {
+		c.summary = append(c.summary, "nothing is required, and there is no package database on this system")
+	}
 	c.result.Summary = strings.Join(c.summary, "; ")
 }
 
@@ -333,12 +336,7 @@ func (c *packagesPass) missing(n packageNeed, m packageManager, half bool, evide
 	canInstall := m.name != "" && (c.os.Class == host.Mutable || c.os.Class == host.Transactional || c.os.Class == "")
 	switch {
 	case !canInstall:
-		how := "it can only come with another image or a system extension"
-		if c.os.Class == host.OSTree {
-			how = "it must come with the image or be layered onto it"
-		} else if c.os.Class == host.Mutable {
-			how = "how this system installs it is not known to the agent"
-		}
+		how := cmp.Or(HowToBring(c.os, "it"), "how this system installs it is not known to the agent")
 		f.Message = fmt.Sprintf("%s is required and not on this system (%s): %s; %s", n.name, c.os.ID, consequence, how)
 	default:
 		what := "the package " + n.name

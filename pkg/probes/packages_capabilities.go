@@ -56,7 +56,8 @@ var capabilities = []capability{
 	{
 		name: "nfs", without: "NFS volumes can not be mounted on this node",
 		packages: map[family][]string{"": {"nfs-utils"}, debianFamily: {"nfs-common"}, suseFamily: {"nfs-client"}},
-		binaries: []string{"mount.nfs"}, builtIn: talosKubelet,
+		// GKE mounts NFS volumes with what it puts beside the kubelet.
+		binaries: []string{"mount.nfs"}, builtIn: map[string]string{"talos": talosKubelet["talos"], "cos": "the node image"},
 	},
 	{
 		name: "time", without: "nothing keeps the clock right",
@@ -201,7 +202,7 @@ func familyOf(os host.OS, manager string) family {
 			return debianFamily
 		case "rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn", "rhcos":
 			return redHatFamily
-		case "azurelinux", "mariner":
+		case "azurelinux", "azurecontainerlinux", "mariner":
 			return azureLinuxFamily
 		case "suse", "sles", "opensuse", "sle-micro", "sl-micro":
 			return suseFamily

@@ -107,7 +107,7 @@ func (Time) Rules() []finding.Rule {
 			Do:      "Look for lost packets or a distant server: chronyc tracking, chronyc sourcestats."},
 		{Reason: noTimeDaemon, Severity: finding.Warning,
 			Means: "No time daemon runs, so the clock drifts from now on.",
-			Do:    "Start or install one: systemctl enable --now chronyd (chrony on Debian and Ubuntu) or systemd-timesyncd."},
+			Do:    "Start or install one: systemctl enable --now chronyd (chrony on Debian and Ubuntu) or systemd-timesyncd. An image-based system brings one: it was stopped or masked there."},
 		{Reason: timeDaemonConflict, Severity: finding.Warning, HoldBefore: 30 * time.Second,
 			HoldWhy: "a package manager that replaces one daemon by another runs both for a moment",
 			Means:   "Several daemons steer the same clock and work against each other.",
@@ -133,7 +133,8 @@ func (Time) Rules() []finding.Rule {
 
 // timeDaemons are the daemons that steer the system clock, by the comm of
 // their process (at most 15 bytes), with the units that may run them.
-// ptp4l is not among them: it steers a network card's clock.
+// ptp4l is not among them: it steers a network card's clock. Nor is Talos' PID 1,
+// whose name is everybody's: it keeps the time itself and tells the kernel of it.
 var timeDaemons = []struct {
 	comm, name string
 	units      []string
@@ -174,7 +175,12 @@ func (p Time) Check(ctx context.Context, in Input) (finding.Result, error) {
 		c.works()
 		c.kernelOnly(daemons[0].name)
 	case err == nil:
-		c.noDaemon(ctx)
+		o, osErr := in.Host.OS(ctx)
+		if osErr == nil && o.ID == "talos" {
+			c.kernelOnly("machined")
+		} else {
+			c.noDaemon(ctx)
+		}
 	}
 	c.hypervisor(ctx)
 	return r, errors.Join(c.errs...)

@@ -11,9 +11,9 @@ func initiatorPrefix(osID string) string {
 	switch osID {
 	case "debian", "ubuntu":
 		return "iqn.1993-08.org.debian:01:"
-	case "sles", "opensuse-leap", "opensuse-tumbleweed", "sle-micro", "sl-micro":
+	case "sles", "opensuse-leap", "opensuse-tumbleweed", "sle-micro", "sl-micro", "opensuse-microos", "suse-microos":
 		return "iqn.1996-04.de.suse:01:"
-	case "rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn":
+	case "rhel", "centos", "fedora", "rocky", "almalinux", "ol", "amzn", "rhcos", "azurelinux", "mariner":
 		return "iqn.1994-05.com.redhat:"
 	}
 	return "iqn.2016-04.com.open-iscsi:"

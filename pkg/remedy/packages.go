@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/probes"
 )
 
 // Manager is how a host installs packages; "" where that is not known.
@@ -57,19 +58,16 @@ func candidates(os host.OS) []Manager {
 // can do; "" when packages may be installed.
 func refusal(os host.OS, mco bool, names []string) string {
 	list := strings.Join(names, " ")
-	switch {
+	switch how := probes.HowToBring(os, list); {
+	case how == "":
+		return ""
 	case os.Class == host.OSTree && mco:
-		return fmt.Sprintf("this node's system is managed by OpenShift's Machine Config Operator: add %s as extensions of a MachineConfig", list)
+		return fmt.Sprintf("this node's system is managed by OpenShift's Machine Config Operator: bring %s as extensions of a MachineConfig or with a layered image", list)
 	case os.Class == host.OSTree:
-		return fmt.Sprintf("this system is managed by rpm-ostree (%s): layer them with 'rpm-ostree install --idempotent %s' and reboot, or bring them with its image", os.Why, list)
-	case os.Class == host.Image && os.ID == "talos":
-		return fmt.Sprintf("Talos takes no packages: add %s as system extensions to the node's image", list)
-	case os.Class == host.Image && os.ID == "flatcar":
-		return fmt.Sprintf("Flatcar takes no packages: bring %s with a systemd-sysext image", list)
-	case os.Class == host.Image:
-		return fmt.Sprintf("this system is image-based (%s) and takes no packages: bring %s with another image or a system extension", os.Why, list)
+		return fmt.Sprintf("this system is managed by rpm-ostree (%s): %s", os.Why, how)
+	default:
+		return fmt.Sprintf("this system is image-based (%s) and takes no packages: %s", os.Why, how)
 	}
-	return ""
 }
 
 const (

@@ -20,6 +20,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/probes"
 )
 
@@ -471,9 +472,19 @@ func (p *planner) mayWrite(s *Step, name string, now FileFact) {
 		s.refuse("whether OpenShift's Machine Config Operator owns %s can not be told, because %s", name, p.Facts.MCO.Err)
 	case p.Facts.MCO.Files[name]:
 		s.refuse("%s is owned by OpenShift's Machine Config Operator: change it in a MachineConfig", name)
+	case elsewhere(p.Facts.OS, name) != "":
+		s.refuse("%s would not outlive a reboot on this system: use %s", name, elsewhere(p.Facts.OS, name))
 	case p.Facts.ReadOnly(name):
 		s.refuse("%s lies on a file system that is mounted read-only", name)
 	}
+}
+
+// elsewhere says what to use instead of modulesFile or sysctlFile.
+func elsewhere(o host.OS, name string) string {
+	if name != modulesFile && name != sysctlFile {
+		return ""
+	}
+	return probes.KeptElsewhere(o)
 }
 
 func (p *planner) initiator(s *Step) {

@@ -2,6 +2,7 @@ package remedy
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,8 +142,13 @@ func TestRefused(t *testing.T) {
 	}{
 		"not allowed":      {"install-package a", func(in *Input) { in.Remedies.Allow = []string{"files"} }, "remedies.allow does not list packages"},
 		"image":            {"install-package a", func(in *Input) { in.Facts.OS.Class, in.Facts.OS.Why = host.Image, "/usr is a squashfs" }, "image-based (/usr is a squashfs)"},
-		"talos":            {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "talos", Class: host.Image} }, "system extensions"},
-		"ostree":           {"install-package a", func(in *Input) { in.Facts.OS.Class = host.OSTree }, "rpm-ostree install --idempotent a"},
+		"talos":            {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "talos", Class: host.Image} }, "add the system extension that brings a to the node's image"},
+		"flatcar":          {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "flatcar", Class: host.Image} }, "bring a as a systemd-sysext image"},
+		"bottlerocket":     {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "bottlerocket", Class: host.Image} }, "a variant that has a"},
+		"cos":              {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "cos", Class: host.Image} }, "a node image that has a"},
+		"rhcos":            {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "rhel", VariantID: "coreos", Class: host.OSTree} }, "extension of a MachineConfig"},
+		"fedora coreos":    {"install-package a", func(in *Input) { in.Facts.OS = host.OS{ID: "fedora", VariantID: "coreos", Class: host.OSTree} }, "Butane"},
+		"ostree":           {"install-package a", func(in *Input) { in.Facts.OS.Class = host.OSTree }, "layer a with 'rpm-ostree install'"},
 		"openshift":        {"install-package a", func(in *Input) { in.Facts.OS.Class, in.Facts.MCO.Present = host.OSTree, true }, "extensions of a MachineConfig"},
 		"no manager":       {"install-package a", func(in *Input) { in.Facts.Manager = "" }, "no package manager"},
 		"removal":          {"install-package a-", nil, "not taken as a package name"},
@@ -180,6 +186,40 @@ func TestRefused(t *testing.T) {
 				t.Errorf("refused %q, want %q", s.Refused, test.want)
 			}
 		})
+	}
+}
+
+// TestRefusedWhereEtcIsMadeAnew: what holds for every boot is set elsewhere there,
+// and what is in force now is still set.
+func TestRefusedWhereEtcIsMadeAnew(t *testing.T) {
+	for id, want := range map[string][2]string{
+		"bottlerocket": {"settings.kernel.modules", "settings.kernel.sysctl"},
+		"talos":        {"machine.kernel.modules", "machine.sysctls"},
+	} {
+		in := input("load-module dm-crypt", "set-sysctl kernel.pid_max")
+		in.Facts.OS = host.OS{ID: id, Class: host.Image}
+		p := New(in)
+		for step, want := range map[string]string{"modules-file": want[0], "sysctls-file": want[1], "module-dm-crypt": "", "sysctl-kernel.pid_max": ""} {
+			i := slices.IndexFunc(p.Steps, func(s Step) bool { return s.ID == step })
+			if i < 0 {
+				t.Fatalf("%s: no step %s", id, step)
+			}
+			if got := p.Steps[i].Refused; !strings.Contains(got, want) || want == "" && got != "" {
+				t.Errorf("%s, %s: refused %q, want %q", id, step, got, want)
+			}
+		}
+	}
+}
+
+// TestInitiatorPrefix: the name must look like those the distribution makes.
+func TestInitiatorPrefix(t *testing.T) {
+	for id, want := range map[string]string{
+		"debian": "iqn.1993-08.org.debian:01:", "sl-micro": "iqn.1996-04.de.suse:01:", "opensuse-microos": "iqn.1996-04.de.suse:01:",
+		"rhcos": "iqn.1994-05.com.redhat:", "azurelinux": "iqn.1994-05.com.redhat:", "flatcar": "iqn.2016-04.com.open-iscsi:",
+	} {
+		if got := initiatorPrefix(id); got != want {
+			t.Errorf("%s: %s, want %s", id, got, want)
+		}
 	}
 }
 
