@@ -22,7 +22,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring ./test/distros
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
