@@ -94,7 +94,7 @@ func (d *daemon) run(ctx context.Context) error {
 	lagTimers()
 	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
-	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.Files { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(d.nodeName, func() host.Files { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}
