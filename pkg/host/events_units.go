@@ -87,14 +87,14 @@ func (h *Host) signalConn(ctx context.Context, s *unitSignals) (c *dbus.Conn, bu
 	defer cancel()
 	// The one for questions knows whether there is a bus.
 	if _, err = h.bus.systemBus(dialCtx); err == nil {
-		if c, err = h.bus.open(dialCtx, busSocket, true, dbus.WithSignalHandler(s)); err == nil {
+		if c, err = h.bus.open(dialCtx, busSocket, true, s); err == nil {
 			return c, true, nil
 		}
 	}
 	if os.Geteuid() != 0 {
 		return nil, false, err
 	}
-	c, perr := h.bus.open(dialCtx, privateSocket, false, dbus.WithSignalHandler(s))
+	c, perr := h.bus.open(dialCtx, privateSocket, false, s)
 	if perr != nil {
 		return nil, false, fmt.Errorf("systemd can not be asked for signals: %w", errors.Join(err, perr))
 	}
