@@ -3,8 +3,10 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -47,22 +49,32 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 		}
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		}
-		switch err {
-		case nil:
-			return &Claim{fd: fd}, nil
-		case unix.EWOULDBLOCK:
-			pid := h.flockHolder(fd)
-			if pid != 0 && h.ended(pid) {
+		for gone := 0; ; {
+			for err = unix.EINTR; err == unix.EINTR; {
+				err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+			}
+			switch err {
+			case nil:
+				return &Claim{fd: fd}, nil
+			case unix.EWOULDBLOCK:
+			default:
+				unix.Close(fd)
+				return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
+			}
+			pid, err := h.flockHolder(fd)
+			switch {
+			case errors.Is(err, fs.ErrNotExist) && pid != gone:
+				gone = pid // it may have ended since
+				continue
+			case err != nil:
+				unix.Close(fd)
+				return nil, fmt.Errorf("%s: %w", dir, err)
+			case pid != 0 && h.ended(pid):
 				return &Claim{fd, pid}, nil
 			}
 			unix.Close(fd)
 			return nil, &ClaimedError{dir, pid}
 		}
-		unix.Close(fd)
-		return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
 	})
 }
 
@@ -71,27 +83,43 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 //
 //	14: FLOCK  ADVISORY  WRITE 1234 fe:01:264305 0 EOF
 //
-// and an arrow before FLOCK for those who wait.
-func (r *Root) flockHolder(fd int) int {
+// and an arrow before FLOCK for those who wait. Whoever may open a directory may
+// lock it: a lock that is not root's, or shared, or whose process has ended, is no
+// claim and an error; the last wraps fs.ErrNotExist.
+func (r *Root) flockHolder(fd int) (int, error) {
 	st, err := fstat(fd)
 	if err != nil {
-		return 0
+		return 0, nil
 	}
 	var scratch []byte
 	data, err := r.readFile("/proc/locks", MaxFile, &scratch)
 	if err != nil {
-		return 0
+		return 0, nil
 	}
 	// Not by the device as well: Btrfs has one of its own for each subvolume and
 	// shows another here.
-	return flockHolder(data, st.Inode)
+	if pid := flockHolder(data, st.Inode, "READ"); pid != 0 {
+		return pid, fmt.Errorf("process %d holds a shared lock on it, as no agent does", pid)
+	}
+	pid := flockHolder(data, st.Inode, "WRITE")
+	if pid == 0 {
+		return 0, nil
+	}
+	holder, err := r.stat(fmt.Sprintf("/proc/%d", pid), unix.O_PATH)
+	if errors.Is(err, fs.ErrNotExist) {
+		return pid, fmt.Errorf("process %d has left a lock on it to another, as no agent does: %w", pid, fs.ErrNotExist)
+	}
+	if err == nil && holder.UID != 0 && int(holder.UID) != os.Geteuid() {
+		return pid, fmt.Errorf("process %d of user %d holds a lock on it, as no agent does", pid, holder.UID)
+	}
+	return pid, nil
 }
 
-func flockHolder(locks []byte, inode uint64) int {
+func flockHolder(locks []byte, inode uint64, kind string) int {
 	suffix := []byte(":" + strconv.FormatUint(inode, 10))
 	for line := range bytes.Lines(locks) {
 		f := bytes.Fields(line)
-		if len(f) < 6 || string(f[1]) != "FLOCK" || string(f[3]) != "WRITE" || !bytes.HasSuffix(f[5], suffix) {
+		if len(f) < 6 || string(f[1]) != "FLOCK" || string(f[3]) != kind || !bytes.HasSuffix(f[5], suffix) {
 			continue
 		}
 		if pid, err := strconv.Atoi(string(f[4])); err == nil && pid > 0 {

@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		fatal(playInit(arg))
 	case "lock":
 		fatal(playLock(arg))
+	case "flock":
+		fatal(playFlock(arg, unix.LOCK_EX))
+	case "flock-shared":
+		fatal(playFlock(arg, unix.LOCK_SH))
 	case "claim", "remains":
 		fatal(playClaim(arg, mode == "remains"))
 	case "storm":
