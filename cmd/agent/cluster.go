@@ -1,18 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -116,115 +107,6 @@ func (c cluster) Node() (probes.Node, bool) {
 
 // Version implements [probes.Cluster].
 func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Version(ctx) }
-
-// kubeletClient asks the kubelet of this node with the pod's token, directly:
-// through the API server it would take nodes/proxy, which also allows exec into
-// every pod. It returns nil outside a pod.
-func kubeletClient(view func() host.View) func(ctx context.Context, path string, read func(io.Reader) error) error {
-	if _, err := os.Stat(tokenFile); err != nil {
-		return nil
-	}
-	addr := os.Getenv("HOST_IP")
-	if addr == "" {
-		addr = "127.0.0.1"
-	}
-	client := &http.Client{
-		Timeout: 10 * time.Second,
-		Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{
-				// The kubelet's serving certificate is mostly self-signed; it is
-				// compared with what lies on the host below.
-				InsecureSkipVerify: true,
-				VerifyConnection: func(state tls.ConnectionState) error {
-					return verifyKubelet(view(), state.PeerCertificates)
-				},
-				MinVersion: tls.VersionTLS12,
-			},
-			// Two probes of a pass ask at a time, and the next pass is a minute later:
-			// a handshake is most of what a question costs.
-			MaxIdleConns: 2, IdleConnTimeout: 90 * time.Second,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return func(ctx context.Context, path string, read func(io.Reader) error) error {
-		token, err := os.ReadFile(tokenFile)
-		if err != nil {
-			return fmt.Errorf("%w: %w", host.ErrNotConfigured, err)
-		}
-		u := url.URL{Scheme: "https", Host: net.JoinHostPort(addr, "10250"), Path: path}
-		return getKubelet(ctx, client, u.String(), strings.TrimSpace(string(token)), read)
-	}
-}
-
-// getKubelet does one GET and hands the answer to read.
-func getKubelet(ctx context.Context, client *http.Client, address, token string, read func(io.Reader) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		head, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
-		return fmt.Errorf("the kubelet answers %s to %s: %s", resp.Status, req.URL.Path, bytes.TrimSpace(head))
-	}
-	body := &answer{r: resp.Body, left: host.MaxKubeletAnswer}
-	if err := read(body); err != nil {
-		// What went wrong on the way is more than what the parser makes of it.
-		return cmp.Or(body.err, err)
-	}
-	return nil
-}
-
-// answer is a body with an end, and remembers why it could not be read.
-type answer struct {
-	r    io.Reader
-	left int64
-	err  error
-}
-
-func (a *answer) Read(p []byte) (int, error) {
-	if a.left <= 0 {
-		a.err = fmt.Errorf("the kubelet's answer: %w of %d bytes", host.ErrTooLarge, int64(host.MaxKubeletAnswer))
-		return 0, a.err
-	}
-	n, err := a.r.Read(p[:min(int64(len(p)), a.left)])
-	a.left -= int64(n)
-	if err != nil && err != io.EOF {
-		a.err = err
-	}
-	return n, err
-}
-
-// verifyKubelet accepts a certificate that the cluster's CA has signed, or that
-// lies on this host where the kubelet keeps its own: nobody but root can serve
-// with it on port 10250.
-func verifyKubelet(view host.View, chain []*x509.Certificate) error {
-	if len(chain) == 0 {
-		return errors.New("the kubelet sent no certificate")
-	}
-	leaf := chain[0]
-	pool := x509.NewCertPool()
-	if ca, err := os.ReadFile(clusterCAFile); err == nil {
-		pool.AppendCertsFromPEM(ca)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	for _, name := range probes.KubeletServingFiles(ctx, view) {
-		ders, err := view.Certificates(ctx, name)
-		if err == nil && len(ders) > 0 && bytes.Equal(ders[0], leaf.Raw) {
-			return nil
-		}
-	}
-	return errors.New("the kubelet's certificate is neither signed by the cluster's CA nor the one on this host")
-}
 
 func newCleanup() *cobra.Command {
 	var kubeconfig string

@@ -9,10 +9,12 @@ import (
 	"encoding/pem"
 	"maps"
 	"math/big"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 )
 
@@ -84,10 +86,11 @@ func TestKubeletOfEveryVendor(t *testing.T) {
 			if test.certs == nil {
 				return
 			}
-			if err := verifyKubelet(h, []*x509.Certificate{der}); err != nil {
+			k := kubelet{caFile: filepath.Join(t.TempDir(), "none"), names: []string{"n1"}, view: func() host.View { return h }}
+			if err := k.verify([]*x509.Certificate{der}); err != nil {
 				t.Error(err)
 			}
-			if err := verifyKubelet(h, []*x509.Certificate{another}); err == nil {
+			if err := k.verify([]*x509.Certificate{another}); err == nil {
 				t.Error("any certificate is taken for the kubelet's")
 			}
 		})

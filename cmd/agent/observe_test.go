@@ -3,8 +3,12 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,5 +87,48 @@ func TestObserverTells(t *testing.T) {
 	}
 	if n := strings.Count(logged.String(), "level=ERROR"); n != 2 {
 		t.Errorf("%d lines in the log: %s", n, &logged)
+	}
+}
+
+// Of an agent that only observes nothing of the repairs is at work, whatever its
+// config says; another one has them waiting.
+func TestObserveRunsNoRepairs(t *testing.T) {
+	for observe, value := range map[bool]string{true: "true", false: "false"} {
+		t.Run(value, func(t *testing.T) {
+			t.Parallel()
+			dir, err := os.MkdirTemp("", "o") // a socket's name has room for 108 bytes
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			config, profiles := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "p.sock")
+			unwanted := "/etc/sysctl.d/" + filepath.Base(dir) + ".conf"
+			if err := os.WriteFile(config, fmt.Appendf(nil, "apiVersion: hosthygiene.io/v1alpha1\nkind: AgentConfig\nrequire: {files: [{path: %q, content: \"# nothing\\n\"}]}\nremedies: {mode: enforce, allow: [files]}\n", unwanted), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd, said := startDaemon(t, []string{observeVar + "=" + value}, "--config="+config, "--pprof-socket="+profiles)
+			daemonPage(t, cmd.Process.Pid, "http://127.0.0.1:20266/metrics", `hosthygiene_problem{probe="units",reason="FileMissing",severity="warning"} 1`)
+			resp, err := socketClient(profiles).Get("http://agent/debug/pprof/goroutine?debug=2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			stacks, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(stacks, []byte("pkg/engine.(*Engine).Run")) {
+				t.Errorf("it does not run: %s", stacks)
+			}
+			if at := bytes.Contains(stacks, []byte("/pkg/remedy.")); at == observe {
+				t.Errorf("something of pkg/remedy is at work: %t, in an agent that only observes: %t", at, observe)
+			}
+			if n := said.with("remedies.mode is enforce, but this agent only observes"); (n == 1) != observe {
+				t.Errorf("it says %d times that it does not do what the config asks", n)
+			}
+			if _, err := os.Stat(unwanted); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the file was made: %v", err)
+			}
+		})
 	}
 }

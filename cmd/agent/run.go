@@ -96,7 +96,7 @@ func (d *daemon) run(ctx context.Context) error {
 	lagTimers()
 	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
-	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.View { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(d.nodeName, func() host.View { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}

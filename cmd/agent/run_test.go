@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -180,65 +181,96 @@ func listeningSockets(t *testing.T, pid int) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// What listens by default is what the README says, and nothing else: a daemon at
-// work, in a network and a mount namespace of its own.
-func TestDefaultListeners(t *testing.T) {
+// startDaemon runs "agent run", without an API server, in a network and a mount
+// namespace of its own, in which /var/lib is empty. said is what it logs, to the
+// end of the test.
+func startDaemon(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, said *lines) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for namespaces and for /proc/1")
 	}
-	start := func(t *testing.T, args ...string) *exec.Cmd {
-		kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-		if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, clusters: [{name: none, cluster: {server: "https://127.0.0.1:1"}}],
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, clusters: [{name: none, cluster: {server: "https://127.0.0.1:1"}}],
 contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: none, user: {}}], current-context: none}`), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		self, err := os.Executable()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
-			`ip link set lo up; mount -t tmpfs none /var/lib; exec "$@"`, "sh",
-			self, "run", "--kubeconfig", kubeconfig, "--node-name", "n1"}, args...)...)
-		cmd.Env = append(os.Environ(), "TEST_AS_AGENT=run")
-		out, err := cmd.StderrPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		log := make(chan struct{})
-		go func() {
-			defer close(log)
-			for scan := bufio.NewScanner(out); scan.Scan(); {
-				t.Log(scan.Text())
-			}
-		}()
-		t.Cleanup(func() {
-			if err := cmd.Process.Signal(os.Interrupt); err != nil {
-				t.Error(err)
-			}
-			<-log
-			if err := cmd.Wait(); err != nil {
-				t.Error(err)
-			}
-		})
-		return cmd
+		t.Fatal(err)
 	}
-	// until gets a page in the daemon's network namespace until it has text in it.
-	until := func(t *testing.T, pid int, page, text string) string {
-		t.Helper()
-		for range 300 {
-			cmd := exec.Command("nsenter", "--net", "--target", strconv.Itoa(pid), os.Args[0], page)
-			cmd.Env = append(os.Environ(), "TEST_AS_AGENT=get")
-			if out, err := cmd.Output(); err == nil && strings.Contains(string(out), text) {
-				return string(out)
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		t.Fatalf("%s has no %q", page, text)
-		return ""
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
+	cmd = exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
+		`ip link set lo up; mount -t tmpfs none /var/lib; exec "$@"`, "sh",
+		self, "run", "--kubeconfig", kubeconfig, "--node-name", "n1"}, args...)...)
+	cmd.Env = append(append(os.Environ(), "TEST_AS_AGENT=run"), env...)
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said = new(lines)
+	log := make(chan struct{})
+	go func() {
+		defer close(log)
+		for scan := bufio.NewScanner(out); scan.Scan(); {
+			t.Log(scan.Text())
+			said.add(scan.Text())
+		}
+	}()
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		<-log
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	return cmd, said
+}
+
+// lines are what a process has said so far.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, line)
+}
+
+func (l *lines) with(text string) (found int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.all {
+		if strings.Contains(line, text) {
+			found++
+		}
+	}
+	return found
+}
+
+// daemonPage gets a page in the daemon's network namespace until it has text in it.
+func daemonPage(t *testing.T, pid int, page, text string) string {
+	t.Helper()
+	for range 300 {
+		cmd := exec.Command("nsenter", "--net", "--target", strconv.Itoa(pid), os.Args[0], page)
+		cmd.Env = append(os.Environ(), "TEST_AS_AGENT=get")
+		if out, err := cmd.Output(); err == nil && strings.Contains(string(out), text) {
+			return string(out)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("%s has no %q", page, text)
+	return ""
+}
+
+// What listens by default is what the README says, and nothing else: a daemon at
+// work, in a network and a mount namespace of its own.
+func TestDefaultListeners(t *testing.T) {
 	const everywhere, loopback = "tcp6 00000000000000000000000000000000:4F2A", "tcp 0100007F:4F2A" // 20266
 	const health, explain, profiles = "tcp 0100007F:4F2B", "unix /var/lib/host-hygiene/agent.sock", "unix /var/lib/host-hygiene/pprof.sock"
 	for name, c := range map[string]struct {
@@ -253,8 +285,8 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			features := filepath.Join(t.TempDir(), "host-hygiene")
-			cmd := start(t, append(c.args, "--nfd-features-file="+features)...)
-			text := until(t, cmd.Process.Pid, "http://127.0.0.1:"+c.page, c.text)
+			cmd, _ := startDaemon(t, nil, append(c.args, "--nfd-features-file="+features)...)
+			text := daemonPage(t, cmd.Process.Pid, "http://127.0.0.1:"+c.page, c.text)
 			if strings.Contains(c.page, "metrics") {
 				if found := identities(t, text); len(found) > 0 {
 					t.Errorf("of this machine the metrics tell %q", found)

@@ -87,14 +87,14 @@ func (h *Host) signalConn(ctx context.Context, s *unitSignals) (c *dbus.Conn, bu
 	defer cancel()
 	// The one for questions knows whether there is a bus.
 	if _, err = h.bus.systemBus(dialCtx); err == nil {
-		if c, err = h.bus.open(dialCtx, busSocket, true, dbus.WithSignalHandler(s)); err == nil {
+		if c, err = h.bus.open(dialCtx, busSocket, true, s); err == nil {
 			return c, true, nil
 		}
 	}
 	if os.Geteuid() != 0 {
 		return nil, false, err
 	}
-	c, perr := h.bus.open(dialCtx, privateSocket, false, dbus.WithSignalHandler(s))
+	c, perr := h.bus.open(dialCtx, privateSocket, false, s)
 	if perr != nil {
 		return nil, false, fmt.Errorf("systemd can not be asked for signals: %w", errors.Join(err, perr))
 	}
@@ -106,7 +106,9 @@ func (h *Host) signalConn(ctx context.Context, s *unitSignals) (c *dbus.Conn, bu
 type unitSignals struct {
 	poke chan struct{}
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// owner is who systemd is on the bus; empty on its own socket.
+	owner    string
 	names    map[dbus.ObjectPath][]string
 	changed  []string
 	files    bool
@@ -137,6 +139,16 @@ func (s *unitSignals) subscribe(ctx context.Context, c *dbus.Conn, bus bool, nam
 				return err
 			}
 		}
+	}
+	if bus {
+		// A new owner is told, and then asked for again.
+		var owner string
+		if err := c.BusObject().CallWithContext(ctx, busName+".GetNameOwner", 0, systemdName).Store(&owner); err != nil {
+			return fmt.Errorf("D-Bus GetNameOwner: %w", err)
+		}
+		s.mu.Lock()
+		s.owner = owner
+		s.mu.Unlock()
 	}
 	if err := manager.CallWithContext(ctx, systemdManager+".Subscribe", dbus.FlagNoAutoStart).Err; err != nil && !isBusError(err, systemdName+".AlreadySubscribed") {
 		return fmt.Errorf("systemd Subscribe: %w", err)
@@ -175,9 +187,17 @@ func addMatch(ctx context.Context, c *dbus.Conn, rule string) error {
 }
 
 // DeliverSignal implements [dbus.SignalHandler], on the connection's reader.
+// Everybody on the bus may send signals; the sender is the bus's word.
 func (s *unitSignals) DeliverSignal(_, _ string, sig *dbus.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	from := s.owner
+	if sig.Name == busName+".NameOwnerChanged" && from != "" {
+		from = busName
+	}
+	if from != "" && sig.Sender != from {
+		return
+	}
 	switch sig.Name {
 	case "org.freedesktop.DBus.Properties.PropertiesChanged":
 		names := s.names[sig.Path]

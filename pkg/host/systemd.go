@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -110,8 +109,8 @@ func (l *busLink) connect(ctx context.Context, slot **dbus.Conn, dial func(conte
 }
 
 // open authenticates on the socket at name; hello says whether a bus or systemd
-// itself is behind it.
-func (l *busLink) open(ctx context.Context, name string, hello bool, options ...dbus.ConnOption) (*dbus.Conn, error) {
+// itself is behind it. Without a handler signals are skipped.
+func (l *busLink) open(ctx context.Context, name string, hello bool, signals dbus.SignalHandler) (*dbus.Conn, error) {
 	return bound(ctx, &l.host.calls, name, func(c *dbus.Conn) { c.Close() }, func() (*dbus.Conn, error) {
 		sock, err := l.host.dialPath(ctx, name)
 		if err != nil {
@@ -119,8 +118,11 @@ func (l *busLink) open(ctx context.Context, name string, hello bool, options ...
 		}
 		deadline, _ := ctx.Deadline()
 		sock.SetDeadline(deadline)
-		// The library's generic transport takes 12 KiB of memory a message.
-		c, err := dbus.DialUnix(sock.(*net.UnixConn), options...)
+		var options []dbus.ConnOption
+		if signals != nil {
+			options = append(options, dbus.WithSignalHandler(signals))
+		}
+		c, err := dbus.NewConn(newBusStream(sock, signals != nil), options...)
 		if err != nil {
 			sock.Close()
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -161,7 +163,7 @@ func (l *busLink) systemBus(ctx context.Context) (*dbus.Conn, error) {
 				return nil, errors.New("the system bus is not running")
 			}
 		}
-		return l.open(ctx, busSocket, true)
+		return l.open(ctx, busSocket, true, nil)
 	})
 }
 
@@ -190,7 +192,7 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 		}
 	}
 	p, perr := l.connect(ctx, &l.private, func(ctx context.Context) (*dbus.Conn, error) {
-		return l.open(ctx, privateSocket, false)
+		return l.open(ctx, privateSocket, false, nil)
 	})
 	if perr != nil {
 		return nil, fmt.Errorf("systemd can not be asked: %w", errors.Join(err, perr))
