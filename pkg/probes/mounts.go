@@ -53,6 +53,11 @@ type mountTable struct {
 	Mounts []mount
 	// Top is the index of the uppermost mount at a mount point.
 	Top map[string]int
+	// Kubelet is the one that runs here; nil when none does.
+	Kubelet *Kubelet
+	// Partial: a table could not be read, or a line of one, so that what is not
+	// here may be mounted all the same.
+	Partial bool
 }
 
 // own is the name of PID 1's mount table: the one whose paths the host's tree has.
@@ -67,7 +72,14 @@ type mountFilter struct {
 
 func (f mountFilter) wants(dev host.DevNum, point, fsType []byte) bool {
 	return dev.Major != 0 || f.Points[string(point)] || isNetworkFS(string(fsType)) ||
-		string(fsType) == "btrfs" || string(fsType) == "devtmpfs"
+		string(fsType) == "btrfs" || string(fsType) == "devtmpfs" || isCSIMount(point)
+}
+
+// isCSIMount finds the mounts of CSI volumes, whatever they are of: that a volume
+// is mounted must be known also of a driver that mounts a tmpfs.
+func isCSIMount(point []byte) bool {
+	return bytes.HasSuffix(point, []byte("/globalmount")) ||
+		bytes.HasSuffix(point, []byte("/mount")) && bytes.Contains(point, []byte("/volumes/kubernetes.io~csi/"))
 }
 
 // isNetworkFS reports whether a file system is served by another machine or by
@@ -103,7 +115,7 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	case errors.As(err, &bad):
 		errs = append(errs, fmt.Errorf("mounts: %s: %w", name, err))
 	case err != nil:
-		return mountTable{}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
+		return mountTable{Partial: true}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
 	}
 	t.add(mounts, ownMountTable)
 
@@ -111,13 +123,18 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	if err != nil {
 		errs = append(errs, err)
 	}
+	if ok {
+		t.Kubelet = &kubelet
+	}
 	if ok && kubelet.OwnMounts {
 		mounts, err := readMountTable(ctx, in, kubelet.MountInfo(), torn, filter)
 		t.add(mounts, kubelet.MountInfo())
 		if err != nil && !isGone(err) { // gone: it has just been restarted
 			errs = append(errs, fmt.Errorf("mounts of the kubelet: %w", err))
 		}
+		t.Partial = err != nil
 	}
+	t.Partial = t.Partial || len(errs) > 0
 	return t, errors.Join(errs...)
 }
 
