@@ -23,7 +23,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hosthygiene/agent/pkg/host"
-	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
 )
 
@@ -72,52 +71,6 @@ func kubeletServer(h *host.Host) string {
 		}
 	}
 	return ""
-}
-
-// cluster is what probes can know of the cluster.
-type cluster struct {
-	publisher *report.Publisher
-	api       *report.API
-	// known returns when the Node has been seen, or is no longer awaited.
-	known func()
-}
-
-// Node implements [probes.Cluster].
-func (c cluster) Node() (probes.Node, bool) {
-	// Or what the agent before us found by it would clear and come again.
-	c.known()
-	n := c.publisher.Node()
-	if n == nil {
-		return probes.Node{}, false
-	}
-	node := probes.Node{Name: n.Metadata.Name, KubeletVersion: n.Status.NodeInfo.KubeletVersion, VolumesInUse: n.Status.VolumesInUse}
-	for _, v := range n.Status.VolumesAttached {
-		node.VolumesAttached = append(node.VolumesAttached, v.Name)
-	}
-	for _, cond := range n.Status.Conditions {
-		node.Conditions = append(node.Conditions, probes.NodeCondition{Type: cond.Type, Status: cond.Status, Heartbeat: cond.LastHeartbeatTime.Time})
-	}
-	return node, true
-}
-
-// Version implements [probes.Cluster].
-func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Version(ctx) }
-
-// Attachment implements [probes.Cluster].
-func (c cluster) Attachment(ctx context.Context, name string) (probes.Attachment, bool, error) {
-	v, err := c.api.VolumeAttachment(ctx, name)
-	if v == nil {
-		return probes.Attachment{}, false, err
-	}
-	return probes.Attachment{
-		Volume: v.Spec.Source.PersistentVolumeName, Attached: v.Status.Attached, Deleting: v.Metadata.DeletionTimestamp != nil,
-		AttachError: v.Status.AttachError.Message, DetachError: v.Status.DetachError.Message, Metadata: v.Status.AttachmentMetadata,
-	}, true, nil
-}
-
-// Claim implements [probes.Cluster].
-func (c cluster) Claim(ctx context.Context, volume string) (string, error) {
-	return c.api.Claim(ctx, volume)
 }
 
 // kubeletClient asks the kubelet of this node with the pod's token, directly:

@@ -200,9 +200,10 @@ type diskPass struct {
 	claims map[string]claim
 	events *filesystemEvents
 
-	// csiMounts and nodeVolumes are read when they are first needed.
-	csiMounts   *csiMounts
-	nodeVolumes *nodeVolumes
+	// csiMounts, node and its lists are read when they are first needed.
+	csiMounts       *csiMounts
+	node            *Node
+	attached, inUse map[csiVolume]bool
 	// counted is how many volumes of the Node were held against the mounts.
 	counted int
 	// answers are those of the API server that this pass needs, asked how often it

@@ -201,8 +201,11 @@ func (p *diskPass) checkStaged(ctx context.Context) {
 func (p *diskPass) stagedDevices() []*mountedDevice {
 	all := slices.DeleteFunc(slices.Clone(p.mounted), func(d *mountedDevice) bool { return d.Gone })
 	staged := func(m mount) bool {
+		if m.Dev.Major != 0 || m.FSType == "btrfs" || !strings.HasSuffix(m.Mountpoint, "/globalmount") {
+			return false
+		}
 		v, ok := volumeAt(m.Mountpoint)
-		return ok && v.Global && m.Dev.Major == 0 && m.FSType != "btrfs"
+		return ok && v.Global
 	}
 	byDev := map[host.DevNum][]mount{}
 	for _, m := range p.mounts.Mounts {
@@ -269,25 +272,27 @@ func (p *diskPass) checkRawGone(ctx context.Context) {
 	}
 }
 
-// nodeVolumes is what the Node's status says of CSI volumes.
-type nodeVolumes struct {
-	node            string
-	attached, inUse map[csiVolume]bool
-}
-
-// ofNode returns it; ok is false without a cluster, and where the Node has not
-// been seen.
-func (p *diskPass) ofNode() (n nodeVolumes, ok bool) {
-	if p.nodeVolumes != nil {
-		return *p.nodeVolumes, p.nodeVolumes.node != ""
-	}
-	if p.Cluster != nil {
-		if node, seen := p.Cluster.Node(); seen {
-			n = nodeVolumes{node.Name, csiVolumes(node.VolumesAttached), csiVolumes(node.VolumesInUse)}
+// ofNode is the Node as it was last seen; ok is false without a cluster, and where
+// it has not been seen.
+func (p *diskPass) ofNode() (n Node, ok bool) {
+	if p.node == nil {
+		p.node = &Node{}
+		if p.Cluster != nil {
+			if n, ok := p.Cluster.Node(); ok {
+				p.node = &n
+			}
 		}
 	}
-	p.nodeVolumes = &n
-	return n, n.node != ""
+	return *p.node, p.node.Name != ""
+}
+
+// lists are the CSI volumes of the Node's status.
+func (p *diskPass) lists() (attached, inUse map[csiVolume]bool) {
+	if p.attached == nil {
+		n, _ := p.ofNode()
+		p.attached, p.inUse = csiVolumes(n.VolumesAttached), csiVolumes(n.VolumesInUse)
+	}
+	return p.attached, p.inUse
 }
 
 func csiVolumes(names []string) map[csiVolume]bool {
@@ -300,23 +305,52 @@ func csiVolumes(names []string) map[csiVolume]bool {
 	return set
 }
 
+// comparedVolumes is what was held against each other and found well: while
+// neither has changed it is so again, and on a node with hundreds of volumes that
+// is much to save.
+type comparedVolumes struct {
+	mounts          [2]int
+	kubelet         bool
+	attached, inUse []string
+	count           int
+}
+
 // checkVolumes holds what the cluster says is attached to this node against what
 // the host has. The two lists of the Node's status come with the one watch on it;
 // the API server is asked for the VolumeAttachment of a volume only where they do
 // not go together with the mounts.
 func (p *diskPass) checkVolumes(ctx context.Context) {
 	p.checkStagingFolders(ctx)
+	const key = "volumes compared"
 	n, ok := p.ofNode()
 	if !ok {
 		return
 	}
-	defer func() { p.Memory.Keep(answersKey, p.answers) }() // those that this pass needed
-	if len(n.attached)+len(n.inUse) == 0 {
+	now := comparedVolumes{mounts: p.mounts.Version, kubelet: p.mounts.Kubelet != nil, attached: n.VolumesAttached, inUse: n.VolumesInUse}
+	if old, ok := Kept[comparedVolumes](p.Memory, key); ok && !p.mounts.Partial && old.mounts == now.mounts && old.kubelet == now.kubelet &&
+		slices.Equal(old.attached, now.attached) && slices.Equal(old.inUse, now.inUse) {
+		p.counted = old.count
 		return
 	}
-	all := slices.SortedFunc(maps.Keys(n.attached), compareVolumes)
-	for _, v := range slices.SortedFunc(maps.Keys(n.inUse), compareVolumes) {
-		if !n.attached[v] {
+	well := p.compareVolumes(ctx)
+	now.count = p.counted
+	p.Memory.Keep(answersKey, p.answers) // those that this pass needed
+	if well {
+		p.Memory.Keep(key, now)
+	} else {
+		p.Memory.Keep(key, nil)
+	}
+}
+
+// compareVolumes reports whether all goes together.
+func (p *diskPass) compareVolumes(ctx context.Context) (well bool) {
+	attached, inUse := p.lists()
+	if len(attached)+len(inUse) == 0 {
+		return true
+	}
+	all := slices.SortedFunc(maps.Keys(attached), byName)
+	for _, v := range slices.SortedFunc(maps.Keys(inUse), byName) {
+		if !attached[v] {
 			all = append(all, v)
 		}
 	}
@@ -325,20 +359,25 @@ func (p *diskPass) checkVolumes(ctx context.Context) {
 	if absent {
 		p.counted = len(all)
 	}
+	well = !p.mounts.Partial && !here.unread
 	for _, v := range all {
 		mounted, ok := here.volumes[v]
 		switch {
-		case n.inUse[v] && !n.attached[v] && ok && mounted.pod:
+		case inUse[v] && !attached[v] && ok && mounted.pod:
 			p.checkDetached(ctx, v, mounted)
-		case n.inUse[v] && n.attached[v] && absent && !here.has(v):
+		case inUse[v] && attached[v] && absent && !here.has(v):
 			p.checkMissing(ctx, v)
-		case n.attached[v] && !n.inUse[v] && absent && !here.has(v):
+		case attached[v] && !inUse[v] && absent && !here.has(v):
 			p.checkLeftAttached(ctx, v)
+		default:
+			continue
 		}
+		well = false
 	}
+	return well && len(p.answers) == 0
 }
 
-func compareVolumes(a, b csiVolume) int { return strings.Compare(a.String(), b.String()) }
+func byName(a, b csiVolume) int { return strings.Compare(a.String(), b.String()) }
 
 // attachmentAnswer is what the API server said of a volume's attachment. It is not
 // asked again while the Node's lists say of the volume what they said then: a
@@ -400,7 +439,8 @@ func (p *diskPass) ask(ctx context.Context, v csiVolume, named string) (a attach
 	if !ok {
 		a, ok = kept[v]
 	}
-	ok = ok && a.attached == n.attached[v] && a.inUse == n.inUse[v]
+	attached, inUse := p.lists()
+	ok = ok && a.attached == attached[v] && a.inUse == inUse[v]
 	if ok && !(a.unfinished() && elapsed(p.Now, a.at, askUnfinished)) {
 		p.answers[v] = a
 		return a, true
@@ -412,7 +452,7 @@ func (p *diskPass) ask(ctx context.Context, v csiVolume, named string) (a attach
 			return a, false
 		}
 		p.asked++
-		a = attachmentAnswer{attached: n.attached[v], inUse: n.inUse[v], name: v.attachment(n.node), at: p.Now}
+		a = attachmentAnswer{attached: attached[v], inUse: inUse[v], name: v.attachment(n.Name), at: p.Now}
 		err := p.askNow(ctx, &a, named)
 		if err == nil {
 			p.answers[v] = a
@@ -486,8 +526,7 @@ func (a attachmentAnswer) label(v csiVolume) (subject, label string) {
 // the volume; nothing where it is none of those that are attached. named is the
 // PersistentVolume where the finding has its name already.
 func (p *diskPass) clusterSays(ctx context.Context, v csiVolume, named string) (says string, evidence []finding.Evidence) {
-	n, ok := p.ofNode()
-	if !ok || !n.attached[v] && !n.inUse[v] {
+	if attached, inUse := p.lists(); !attached[v] && !inUse[v] {
 		return "", nil
 	}
 	a, ok := p.ask(ctx, v, named)
@@ -655,6 +694,20 @@ func lettersAndDigits(s string) string {
 	}, s)
 }
 
+// checkedFolders are those of staged volumes as they were when every one was
+// mounted or used.
+type checkedFolders struct {
+	mounts [2]int
+	// folders are the drivers', each with the time of its last change.
+	folders []changedFolder
+}
+
+type changedFolder struct {
+	name    string
+	inode   uint64
+	changed time.Time
+}
+
 // checkStagingFolders looks for what the kubelet keeps of volumes that are neither
 // mounted nor any pod's: the host alone tells. A kubelet that is down does not
 // clean up, and that is not told.
@@ -662,26 +715,71 @@ func (p *diskPass) checkStagingFolders(ctx context.Context) {
 	if p.mounts.Kubelet == nil || p.mounts.Partial {
 		return
 	}
+	const key = "staging folders"
 	root := p.mounts.Kubelet.RootDir + "/plugins/kubernetes.io/csi"
-	for _, folder := range p.stagingFolders(ctx, root) {
-		if p.csi(ctx).staged[folder] || p.Now.Sub(p.Memory.Since("folder "+folder, p.Now)) < p.LeftoverAfter.D() {
+	now := checkedFolders{p.mounts.Version, p.driverFolders(ctx, root)}
+	old, ok := Kept[checkedFolders](p.Memory, key)
+	if ok && old.mounts == now.mounts && slices.Equal(old.folders, now.folders) {
+		return
+	}
+	well := true
+	for _, driver := range now.folders {
+		well = p.checkDriverFolder(ctx, root, driver.name) && well
+	}
+	if well {
+		p.Memory.Keep(key, now)
+	} else {
+		p.Memory.Keep(key, nil)
+	}
+}
+
+func (p *diskPass) driverFolders(ctx context.Context, root string) []changedFolder {
+	names, err := p.Host.ReadDir(ctx, root)
+	p.fail(unlessGone(err))
+	var folders []changedFolder
+	for _, name := range names {
+		if st, err := p.Host.Lstat(ctx, root+"/"+name); err == nil {
+			folders = append(folders, changedFolder{name, st.Inode, st.ModTime})
+		}
+	}
+	return folders
+}
+
+// checkDriverFolder judges the folders DRIVER/HASH, or volumeDevices/NAME of raw
+// block volumes, and reports whether all are of volumes that are here.
+func (p *diskPass) checkDriverFolder(ctx context.Context, root, driver string) (well bool) {
+	names, err := p.Host.ReadDir(ctx, root+"/"+driver)
+	if err != nil {
+		p.fail(unlessGone(err))
+		return false
+	}
+	well = true
+	for _, name := range names {
+		folder := driver + "/" + name
+		raw := driver == "volumeDevices"
+		if raw && (name == "staging" || name == "publish") || p.csi(ctx).staged[folder] {
 			continue
 		}
 		dir := root + "/" + folder
-		if strings.HasPrefix(folder, "volumeDevices/") {
+		if raw {
 			dir += "/data"
 		}
 		data, err := readVolumeData(ctx, p.Host, volume{Dir: dir, Plugin: "csi"})
 		if err != nil {
+			well = false
 			p.fail(unlessGone(err))
 			continue
 		}
 		v := csiVolume{data.Driver, data.Handle}
 		// A driver need not mount what it stages.
-		if _, used := p.csi(ctx).volumes[v]; used || p.csi(ctx).unread {
+		if _, used := p.csi(ctx).volumes[v]; used {
 			continue
 		}
-		if n, ok := p.ofNode(); ok && n.inUse[v] { // then that is told, or passes
+		well = false
+		if p.csi(ctx).unread || p.Now.Sub(p.Memory.Since("folder "+folder, p.Now)) < p.LeftoverAfter.D() {
+			continue
+		}
+		if _, inUse := p.lists(); inUse[v] { // then that is told, or passes
 			continue
 		}
 		p.tell(finding.Finding{
@@ -690,23 +788,5 @@ func (p *diskPass) checkStagingFolders(ctx context.Context) {
 			Evidence: []finding.Evidence{{Source: shown(dir + "/vol_data.json"), Observed: "volumeHandle " + shown(v.Handle), Expected: "no file, or a mount of the volume"}},
 		})
 	}
-}
-
-// stagingFolders lists DRIVER/HASH, and volumeDevices/NAME of raw block volumes.
-func (p *diskPass) stagingFolders(ctx context.Context, root string) []string {
-	var found []string
-	list := func(dir string) []string {
-		names, err := p.Host.ReadDir(ctx, dir)
-		p.fail(unlessGone(err))
-		return names
-	}
-	for _, driver := range list(root) {
-		for _, name := range list(root + "/" + driver) {
-			if driver == "volumeDevices" && (name == "staging" || name == "publish") {
-				continue
-			}
-			found = append(found, driver+"/"+name)
-		}
-	}
-	return found
+	return well
 }

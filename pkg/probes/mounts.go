@@ -55,6 +55,8 @@ type mountTable struct {
 	Top map[string]int
 	// Kubelet is the one that runs here; nil when none does.
 	Kubelet *Kubelet
+	// Version is another one whenever a table has changed.
+	Version [2]int
 	// Partial: a table could not be read, or a line of one, so that what is not
 	// here may be mounted all the same.
 	Partial bool
@@ -135,6 +137,10 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 		t.Partial = err != nil
 	}
 	t.Partial = t.Partial || len(errs) > 0
+	for i, key := range []string{keptOwnMounts, keptKubeletMounts} {
+		kept, _ := Kept[keptMounts](in.Memory, key)
+		t.Version[i] = kept.version
+	}
 	return t, errors.Join(errs...)
 }
 
@@ -184,16 +190,24 @@ type keptMounts struct {
 	length int
 	filter mountFilter
 	mounts []*mountinfo.Info
+	// version counts the changes.
+	version int
 }
+
+// The names of what is kept of mount tables.
+const (
+	keptOwnMounts     = "mounts"
+	keptKubeletMounts = "mounts of the kubelet"
+)
 
 // readMountTable reads until two readings agree where the kernel needs it, and
 // parses a table that is not, byte by byte, the one that was parsed last. There is
 // no shorter sign: the kernel tells of mounts that come and go (poll(2)), but not
 // when it makes a file system read-only.
 func readMountTable(ctx context.Context, in Input, name string, torn bool, filter mountFilter) ([]*mountinfo.Info, error) {
-	key := "mounts of the kubelet" // whose PID changes
+	key := keptKubeletMounts // whose PID changes
 	if name == ownMountTable {
-		key = "mounts"
+		key = keptOwnMounts
 	}
 	old, ok := Kept[keptMounts](in.Memory, key)
 	if !ok {
@@ -216,7 +230,7 @@ func readMountTable(ctx context.Context, in Input, name string, torn bool, filte
 	}
 	mounts, err := now.mounts()
 	if err == nil {
-		in.Memory.Keep(key, keptMounts{old.seed, now.sum.Sum64(), now.length, filter, mounts})
+		in.Memory.Keep(key, keptMounts{old.seed, now.sum.Sum64(), now.length, filter, mounts, old.version + 1})
 	}
 	return mounts, err
 }
