@@ -200,7 +200,8 @@ type diskPass struct {
 	claims map[string]claim
 	events *filesystemEvents
 
-	// csiMounts, node and its lists are read when they are first needed.
+	// kubeletRoots, csiMounts, node and its lists are read when they are first needed.
+	kubeletRoots    []string
 	csiMounts       *csiMounts
 	node            *Node
 	attached, inUse map[csiVolume]bool

@@ -97,6 +97,9 @@ func (p *diskPass) csi(ctx context.Context) csiMounts {
 	next := make(rememberedData, len(kept))
 	c := csiMounts{staged: map[string]bool{}, volumes: map[csiVolume]csiMount{}}
 	for _, m := range p.mounts.Mounts {
+		if !p.isKubelets(ctx, m) {
+			continue
+		}
 		staged, dir, pod := csiMountAt(m.Mountpoint)
 		if staged != "" {
 			c.staged[staged] = true
@@ -124,6 +127,27 @@ func (p *diskPass) csi(ctx context.Context) csiMounts {
 	p.Memory.Keep(key, next)
 	p.csiMounts = &c
 	return c
+}
+
+// isKubelets reports whether a mount lies where the kubelet keeps its own. A path
+// that merely looks like one of its is not enough: with FUSE every user mounts, and
+// lays a vol_data.json beside it.
+func (p *diskPass) isKubelets(ctx context.Context, m mount) bool {
+	if p.kubeletRoots == nil {
+		root := "/var/lib/kubelet"
+		if k := p.mounts.Kubelet; k != nil {
+			root = k.RootDir
+		}
+		p.kubeletRoots = []string{root}
+		// The mount table has the way to it without symlinks.
+		if real, err := p.Host.RealPath(ctx, root); err == nil && real != root {
+			p.kubeletRoots = append(p.kubeletRoots, real)
+		}
+	}
+	return slices.ContainsFunc(p.kubeletRoots, func(root string) bool {
+		rest, ok := strings.CutPrefix(m.Mountpoint, root)
+		return ok && (strings.HasPrefix(rest, "/plugins/") || strings.HasPrefix(rest, "/pods/"))
+	})
 }
 
 // csiMountAt tells what a mount point of the kubelet's is: the folder a volume is
@@ -155,7 +179,7 @@ func csiMountAt(point string) (staged, dir string, pod bool) {
 // checkStaged looks for volumes that are staged on this node and used by no pod:
 // normally the kubelet unstages a volume within seconds of its last pod.
 func (p *diskPass) checkStaged(ctx context.Context) {
-	for _, d := range p.stagedDevices() {
+	for _, d := range p.stagedDevices(ctx) {
 		global := slices.IndexFunc(d.Mounts, func(m mount) bool { v, ok := volumeAt(m.Mountpoint); return ok && v.Global })
 		if global < 0 {
 			continue
@@ -198,14 +222,14 @@ func (p *diskPass) checkStaged(ctx context.Context) {
 // stagedDevices are the mounted block devices that are there, and what else is
 // mounted where CSI drivers stage volumes, each such mount with the others of its
 // device number, which may be that of several volumes.
-func (p *diskPass) stagedDevices() []*mountedDevice {
+func (p *diskPass) stagedDevices(ctx context.Context) []*mountedDevice {
 	all := slices.DeleteFunc(slices.Clone(p.mounted), func(d *mountedDevice) bool { return d.Gone })
 	staged := func(m mount) bool {
 		if m.Dev.Major != 0 || m.FSType == "btrfs" || !strings.HasSuffix(m.Mountpoint, "/globalmount") {
 			return false
 		}
 		v, ok := volumeAt(m.Mountpoint)
-		return ok && v.Global
+		return ok && v.Global && p.isKubelets(ctx, m)
 	}
 	byDev := map[host.DevNum][]mount{}
 	for _, m := range p.mounts.Mounts {
@@ -241,7 +265,7 @@ const deletedRoot = "//deleted"
 // node, mounted on a file for the pod, is then one that was unlinked.
 func (p *diskPass) checkRawGone(ctx context.Context) {
 	gone := func(m mount) bool {
-		return m.FSType == "devtmpfs" && strings.HasSuffix(m.Root, deletedRoot) && rawVolume(m.Mountpoint) != ""
+		return m.FSType == "devtmpfs" && strings.HasSuffix(m.Root, deletedRoot) && rawVolume(m.Mountpoint) != "" && p.isKubelets(ctx, m)
 	}
 	if !slices.ContainsFunc(p.mounts.Mounts, gone) {
 		return
@@ -465,7 +489,7 @@ func (p *diskPass) ask(ctx context.Context, v csiVolume, named string) (a attach
 	// a moment is no news about the disks.
 	if p.Now.Sub(since) >= askAgain && !p.failed {
 		p.failed = true
-		p.fail(fmt.Errorf("VolumeAttachment of volume %s: %w", shown(v.Handle), failure.err))
+		p.fail(fmt.Errorf("VolumeAttachment of volume %s: %w", hideInitiatorNames(shown(v.Handle)), failure.err))
 	}
 	return a, false
 }

@@ -85,8 +85,8 @@ type Attachment struct {
 	Attached bool
 	// Deleting: the cluster wants it detached.
 	Deleting bool
-	// AttachError and DetachError are the last words of the driver, if it failed.
-	AttachError, DetachError string
+	// DetachError is what the driver said when it could not detach it.
+	DetachError string
 	// Metadata is what the driver's controller tells the driver on the node.
 	Metadata map[string]string
 }

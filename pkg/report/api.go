@@ -235,14 +235,10 @@ type VolumeAttachment struct {
 	Status struct {
 		Attached           bool              `json:"attached"`
 		AttachmentMetadata map[string]string `json:"attachmentMetadata"`
-		AttachError        VolumeError       `json:"attachError"`
-		DetachError        VolumeError       `json:"detachError"`
+		DetachError        struct {
+			Message string `json:"message"`
+		} `json:"detachError"`
 	} `json:"status"`
-}
-
-// VolumeError is what a CSI driver said when it could not.
-type VolumeError struct {
-	Message string `json:"message"`
 }
 
 // VolumeAttachment reads one by its name; it is nil where there is none.

@@ -51,7 +51,7 @@ func (c Cluster) Attachment(ctx context.Context, name string) (probes.Attachment
 	}
 	return probes.Attachment{
 		Volume: v.Spec.Source.PersistentVolumeName, Attached: v.Status.Attached, Deleting: v.Metadata.DeletionTimestamp != nil,
-		AttachError: v.Status.AttachError.Message, DetachError: v.Status.DetachError.Message, Metadata: v.Status.AttachmentMetadata,
+		DetachError: v.Status.DetachError.Message, Metadata: v.Status.AttachmentMetadata,
 	}, true, nil
 }
 
