@@ -54,6 +54,7 @@ func TestCSIMountAt(t *testing.T) {
 		pod + "volumes/kubernetes.io~csi/pvc-1/mount": {"", pod + "volumes/kubernetes.io~csi/pvc-1", true},
 		pod + "volumes/kubernetes.io~nfs/shared":      {},
 		pod + "volume-subpaths/shared/main/0":         {},
+		csi + "globalmount":                           {},
 		"/mnt/globalmount":                            {},
 		csi + "volumeDevices/":                        {},
 	} {
@@ -255,6 +256,7 @@ func FuzzCSIMountAt(f *testing.F) {
 	f.Add("/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/8dbb")
 	f.Add("/var/lib/kubelet/pods/f39a9895/volumes/kubernetes.io~csi/pvc-1/mount")
 	f.Add("/kubernetes.io/csi/volumeDevices/staging")
+	f.Add("/home/u/plugins/kubernetes.io/csi/globalmount")
 	f.Fuzz(func(t *testing.T, point string) {
 		if path.Clean(point) != point { // the kernel's are
 			return

@@ -586,13 +586,16 @@ type volume struct {
 // that directory is.
 func volumeAt(point string) (volume, bool) {
 	const staged = "/plugins/kubernetes.io/csi/"
-	if i := strings.Index(point, staged); i >= 0 && strings.HasSuffix(point, "/globalmount") {
-		v := volume{Dir: path.Dir(point), Plugin: "csi", Global: true}
-		// Kubernetes before 1.24: .../csi/pv/NAME/globalmount.
-		if name, ok := strings.CutPrefix(v.Dir[i+len(staged):], "pv/"); ok && !strings.Contains(name, "/") {
-			v.Name = name
+	if i := strings.Index(point, staged); i >= 0 {
+		// ".../csi/globalmount", which any user of FUSE can mount, is not one.
+		if folder, ok := strings.CutSuffix(point[i+len(staged):], "/globalmount"); ok && folder != "" {
+			v := volume{Dir: point[:i+len(staged)] + folder, Plugin: "csi", Global: true}
+			// Kubernetes before 1.24: .../csi/pv/NAME/globalmount.
+			if name, ok := strings.CutPrefix(folder, "pv/"); ok && !strings.Contains(name, "/") {
+				v.Name = name
+			}
+			return v, true
 		}
-		return v, true
 	}
 	for _, kind := range []string{"/volumes/kubernetes.io~", "/volume-subpaths/"} {
 		i := strings.Index(point, kind)
