@@ -241,6 +241,7 @@ func FuzzParseVolumeName(f *testing.F) {
 	f.Add("kubernetes.io/csi/ebs.csi.aws.com^vol-0123456789abcdef0")
 	f.Add("kubernetes.io/csi/d^projects/p^q")
 	f.Add("kubernetes.io/csi/^h")
+	f.Add("kubernetes.io/csi/d^")
 	f.Add("kubernetes.io/fc/50060e801049cfd1^0")
 	f.Fuzz(func(t *testing.T, name string) {
 		v, ok := parseVolumeName(name)
@@ -275,6 +276,7 @@ func FuzzBearsID(f *testing.F) {
 	f.Add("nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0", "vol-0123456789abcdef0")
 	f.Add("virtio-0b9b7c0e-7f0a-4a3a-9", "0b9b7c0e-7f0a-4a3a-9d8e-6d7c5b4a3f2e")
 	f.Add("virtio-ROOT", "--------")
+	f.Add("virtio-ROOT", "oot")
 	f.Fuzz(func(t *testing.T, link, id string) {
 		plain := lettersAndDigits(id)
 		if bearsID(link, id) && (len(plain) < 8 || !strings.Contains(lettersAndDigits(link), plain[:8])) {

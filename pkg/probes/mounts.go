@@ -589,7 +589,7 @@ func volumeAt(point string) (volume, bool) {
 	if i := strings.Index(point, staged); i >= 0 {
 		// ".../csi/globalmount", which any user of FUSE can mount, is not one.
 		if folder, ok := strings.CutSuffix(point[i+len(staged):], "/globalmount"); ok && folder != "" {
-			v := volume{Dir: point[:i+len(staged)] + folder, Plugin: "csi", Global: true}
+			v := volume{Dir: point[:i+len(staged)+len(folder)], Plugin: "csi", Global: true}
 			// Kubernetes before 1.24: .../csi/pv/NAME/globalmount.
 			if name, ok := strings.CutPrefix(folder, "pv/"); ok && !strings.Contains(name, "/") {
 				v.Name = name
