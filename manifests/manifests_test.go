@@ -203,7 +203,7 @@ func TestRBACIsExactlyThis(t *testing.T) {
 		"cluster: get /nodes", "cluster: list /nodes", "cluster: watch /nodes",
 		"cluster: patch /nodes/status",
 		"cluster: get /nodes/configz", "cluster: get /nodes/pods",
-		"cluster: get storage.k8s.io/volumeattachments",
+		"cluster: get storage.k8s.io/volumeattachments", "cluster: get /persistentvolumes",
 		"default: create /events", "default: patch /events",
 		"host-hygiene: get coordination.k8s.io/leases", "host-hygiene: create coordination.k8s.io/leases", "host-hygiene: update coordination.k8s.io/leases",
 	}

@@ -82,32 +82,6 @@ func kubeletServer(h kubeconfigs) string {
 	return ""
 }
 
-// cluster is what probes can know of the cluster.
-type cluster struct {
-	publisher *report.Publisher
-	api       *report.API
-	// known returns when the Node has been seen, or is no longer awaited.
-	known func()
-}
-
-// Node implements [probes.Cluster].
-func (c cluster) Node() (probes.Node, bool) {
-	// Or what the agent before us found by it would clear and come again.
-	c.known()
-	n := c.publisher.Node()
-	if n == nil {
-		return probes.Node{}, false
-	}
-	node := probes.Node{KubeletVersion: n.Status.NodeInfo.KubeletVersion}
-	for _, cond := range n.Status.Conditions {
-		node.Conditions = append(node.Conditions, probes.NodeCondition{Type: cond.Type, Status: cond.Status, Heartbeat: cond.LastHeartbeatTime.Time})
-	}
-	return node, true
-}
-
-// Version implements [probes.Cluster].
-func (c cluster) Version(ctx context.Context) (string, error) { return c.api.Version(ctx) }
-
 func newCleanup() *cobra.Command {
 	var kubeconfig string
 	var all, wait bool

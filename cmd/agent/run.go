@@ -148,7 +148,7 @@ func (d *daemon) run(ctx context.Context) error {
 		eng = engine.New(view, log, prior, append(reporters, remedies, watcher)...)
 		eng.Annotate = remedies.Attempt
 	}
-	eng.Cluster = cluster{publisher, api, known}
+	eng.Cluster = report.NewCluster(publisher, api, known)
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -62,6 +63,8 @@ type largeHost struct {
 	maps    []host.DMDevice
 	pods    []byte
 	configz []byte
+	// volumes are the unique names of those of CSI drivers.
+	volumes []string
 	sockets map[string]string
 	asked   asked
 	// mapsReply is what multipathd answers to "show maps json".
@@ -544,12 +547,13 @@ func (b *builder) mountTable(h *largeHost) {
 		if m%2 == 1 {
 			fsType = "xfs %s rw,attr2,inode64,logbufs=8,logbsize=32k,noquota"
 		}
-		staged := fmt.Sprintf("/var/lib/kubelet/plugins/kubernetes.io/csi/gluster-block.csi.example/%064x", m)
+		staged := fmt.Sprintf("/var/lib/kubelet/plugins/kubernetes.io/csi/gluster-block.csi.example/%x", sha256.Sum256(fmt.Appendf(nil, "vol-%d", m)))
 		pod := fmt.Sprintf("/var/lib/kubelet/pods/%s/volumes/kubernetes.io~csi/pvc-%08x-aaaa-4bbb-8ccc-%012x", podUID(m%h.size.pods), m, m)
 		add(dev, staged+"/globalmount", "rw,relatime", fmt.Sprintf(fsType, source))
 		add(dev, pod+"/mount", "rw,relatime", fmt.Sprintf(fsType, source))
 		data := fmt.Sprintf(`{"attachmentID":"csi-%064x","driverName":"gluster-block.csi.example","nodeName":"n1","specVolID":"pvc-%08x-aaaa-4bbb-8ccc-%012x","volumeHandle":"vol-%d","volumeLifecycleMode":"Persistent"}`, m, m, m, m)
 		b.file(staged+"/vol_data.json", data)
+		h.volumes = append(h.volumes, fmt.Sprintf("kubernetes.io/csi/gluster-block.csi.example^vol-%d", m))
 		b.file(pod+"/vol_data.json", data)
 	}
 	for i := range h.size.maps / 25 {
@@ -776,11 +780,20 @@ func (h *largeHost) Run(_ context.Context, c host.Command) (host.Output, error) 
 	return host.Output{}, errors.New("executed " + c.String())
 }
 
-// largeCluster is the cluster the host is a node of.
-type largeCluster struct{}
+// largeCluster is the cluster the host is a node of, with the volumes of the host
+// attached to it.
+type largeCluster struct{ volumes []string }
 
-func (largeCluster) Node() (probes.Node, bool) {
-	return probes.Node{KubeletVersion: "v1.36.3", Conditions: []probes.NodeCondition{{Type: "Ready", Status: "True", Heartbeat: time.Now()}}}, true
+func (c largeCluster) Node() (probes.Node, bool) {
+	return probes.Node{Name: "n1", KubeletVersion: "v1.36.3", VolumesAttached: c.volumes, VolumesInUse: c.volumes, Conditions: []probes.NodeCondition{{Type: "Ready", Status: "True", Heartbeat: time.Now()}}}, true
+}
+
+func (largeCluster) Attachment(context.Context, string) (probes.Attachment, bool, error) {
+	return probes.Attachment{}, false, errors.New("asked the API server, though all is well")
+}
+
+func (largeCluster) Claim(context.Context, string) (string, error) {
+	return "", errors.New("asked the API server, though all is well")
 }
 
 func (largeCluster) Version(context.Context) (string, error) { return "v1.36.3", nil }

@@ -56,7 +56,7 @@ func (p *passer) pass(ctx context.Context) []outcome {
 	out := make([]outcome, len(p.list))
 	var wg sync.WaitGroup
 	for i, probe := range p.list {
-		in := probes.Input{Host: p.view, Now: p.now, Require: largeRequire(), Cluster: largeCluster{}, Memory: p.memory[i]}
+		in := probes.Input{Host: p.view, Now: p.now, Require: largeRequire(), Cluster: largeCluster{p.view.volumes}, Memory: p.memory[i]}
 		wg.Go(func() { out[i] = run(ctx, probe, in, Deadline, func() {}) })
 	}
 	wg.Wait()

@@ -134,9 +134,31 @@ func (Disks) Rules() []finding.Rule {
 			HoldBefore: 30 * time.Second, HoldWhy: "a file server that fails over is silent for some seconds",
 		},
 		{
-			Reason: "LeftoverDevice", Severity: finding.Warning,
-			Means: "Something a detached volume left behind: a disk that is offline or of size 0 and unused, or a staged volume no pod uses.",
+			Reason: "LeftoverDevice", Severity: finding.Warning, Also: []finding.Severity{finding.Info},
+			Means: "Something a detached volume left behind: a disk that is offline or of size 0 and unused, or a staged volume no pod uses. Information where only the kubelet's record of a staged volume is left, without a mount.",
 			Do:    "Make sure the volume is detached, then echo 1 > /sys/block/DISK/device/delete, or unmount the staging path; restarting the kubelet often cleans up the latter.",
+		},
+		{
+			Reason: "MountedVolumeDetached", Severity: finding.Critical,
+			Means:      "A volume is mounted here for a pod, and the cluster has no longer attached it to this node: it may be given to another node, and two nodes that write destroy its file system. It follows a forced detachment: a node that was silent, the out-of-service taint, a VolumeAttachment deleted by hand.",
+			Do:         "Find out whether another node has the volume (kubectl get volumeattachments). Then stop the pod here (cordon the node, delete the pod) and see that the mount goes; when it does not, restart the kubelet or reboot the node. Check the file system before it is mounted again if both have written.",
+			HoldBefore: time.Minute, HoldWhy: "the lists of the Node and the mounts are not of one moment",
+		},
+		{
+			Reason: "AttachedVolumeMissing", Severity: finding.Warning,
+			Means:      "The cluster has attached a volume to this node and the kubelet wants it for a pod, but nothing of it is mounted here. The message says whether a disk of its name is here.",
+			Do:         "kubectl describe the pod, and read the log of the CSI driver's pod on this node. Where no disk bears the volume's name look at the storage system or hypervisor, the paths to it and the kernel's log, and rescan; deleting the pod has the volume detached and attached again.",
+			HoldBefore: 5 * time.Minute, HoldWhy: "making or checking a large file system takes minutes before it is mounted",
+		},
+		{
+			Reason: "LeftoverAttachment", Severity: finding.Info, Also: []finding.Severity{finding.Warning},
+			Means: "The cluster keeps a volume attached to this node that neither the kubelet wants nor the host has mounted, for longer than probes.disks.leftoverAfter; it can not move to another node. A warning where the driver says that it can not detach it.",
+			Do:    "kubectl describe the VolumeAttachment that the evidence names, and read the log of the driver's controller (external-attacher). Take its finalizer off only when the storage system has the volume detached.",
+		},
+		{
+			Reason: "LeftoverFlexVolume", Severity: finding.Info,
+			Means: "The kubelet's plugin directory has a FlexVolume driver of which no pod here has a volume, or a folder without its executable. FlexVolume is deprecated; the kubelet runs what lies there as root.",
+			Do:    "Remove the folder when nothing in the cluster uses the driver any more: no PersistentVolume and no pod with flexVolume, and no DaemonSet that installs it again.",
 		},
 	}
 }
@@ -177,6 +199,19 @@ type diskPass struct {
 	// claims maps the names udev has for disks to the disks; see explainMissing.
 	claims map[string]claim
 	events *filesystemEvents
+
+	// kubeletRoots, csiMounts, node and its lists are read when they are first needed.
+	kubeletRoots    []string
+	csiMounts       *csiMounts
+	node            *Node
+	attached, inUse map[csiVolume]bool
+	// counted is how many volumes of the Node were held against the mounts.
+	counted int
+	// answers are those of the API server that this pass needs, asked how often it
+	// was asked; failed: that it does not answer is told.
+	answers attachmentAnswers
+	asked   int
+	failed  bool
 }
 
 // claim is a disk that says a name in /dev is its own.
@@ -243,6 +278,7 @@ func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
 	pass.groupMounts(ctx)
 
 	pass.checkGone(ctx)
+	pass.checkRawGone(ctx)
 	for _, d := range pass.mounted {
 		pass.checkFilesystem(ctx, d)
 	}
@@ -256,6 +292,8 @@ func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
 	pass.checkArrays(ctx)
 	pass.checkThinPools(ctx)
 	pass.checkStaged(ctx)
+	pass.checkVolumes(ctx)
+	pass.checkFlexVolumes(ctx)
 
 	pass.summarise(asked)
 	return pass.result, errors.Join(pass.errs...)
@@ -271,6 +309,9 @@ func (p *diskPass) summarise(asked int) {
 	parts := []string{countOf(len(p.mounted), "mounted block device", "mounted block devices"), countOf(n, "disk", "disks")}
 	if asked > 0 {
 		parts = append(parts, countOf(asked, "network, CSI or XFS mount asked", "network, CSI or XFS mounts asked"))
+	}
+	if p.counted > 0 {
+		parts = append(parts, countOf(p.counted, "attached volume compared", "attached volumes compared"))
 	}
 	if n := len(p.Require.Devices); n > 0 {
 		parts = append(parts, countOf(n, "required device looked for", "required devices looked for"))
@@ -385,15 +426,31 @@ func (p *diskPass) checkGone(ctx context.Context) {
 			source = shown(d.Mounts[0].Source)
 		}
 		subject, label, evidence := p.describe(ctx, d)
+		says, more := p.clusterSaysOfGone(ctx, d)
+		evidence = append(evidence, more...)
 		p.tell(finding.Finding{
 			Reason: "MountedDeviceGone", Severity: finding.Critical, Subject: subject,
-			Message: fmt.Sprintf("%s is still mounted but its device is gone from this host: what is written there is lost", label),
+			Message: fmt.Sprintf("%s is still mounted but its device is gone from this host: what is written there is lost%s", label, says),
 			Evidence: append([]finding.Evidence{
 				{Source: source, Observed: "not there", Expected: "the device below the mount"},
 				{Source: d.Mounts[0].Table, Observed: mountLine(d.Mounts[0])},
 			}, evidence...),
 		})
 	}
+}
+
+// clusterSaysOfGone is what the cluster knows of a volume whose device is gone:
+// whether it was detached, or should be here.
+func (p *diskPass) clusterSaysOfGone(ctx context.Context, d *mountedDevice) (string, []finding.Evidence) {
+	_, v, ok := volumeOf(d.Mounts)
+	if !ok || p.Cluster == nil {
+		return "", nil
+	}
+	data, err := readVolumeData(ctx, p.Host, v)
+	if err != nil {
+		return "", nil
+	}
+	return p.clusterSays(ctx, csiVolume{data.Driver, data.Handle}, data.PV)
 }
 
 // mountLine is a mount as evidence shows it.

@@ -768,30 +768,3 @@ func (p *diskPass) checkThinPool(m host.DMDevice, t host.DMTarget) {
 	f.Evidence[0].Expected = "below " + p.ThinPoolWarnAt.String()
 	p.tell(f)
 }
-
-// checkStaged looks for volumes that are staged on this node and used by no pod:
-// normally the kubelet unstages a volume within seconds of its last pod.
-func (p *diskPass) checkStaged(ctx context.Context) {
-	for _, d := range p.mounted {
-		staged := slices.IndexFunc(d.Mounts, func(m mount) bool {
-			v, ok := volumeAt(m.Mountpoint)
-			return ok && v.Global
-		})
-		if staged < 0 || d.Gone || slices.ContainsFunc(d.Mounts, func(m mount) bool {
-			v, ok := volumeAt(m.Mountpoint)
-			return !ok || !v.Global
-		}) {
-			continue
-		}
-		point := d.Mounts[staged].Mountpoint
-		if p.Now.Sub(p.Memory.Since("staged "+point, p.Now)) < p.LeftoverAfter.D() {
-			continue
-		}
-		subject, label, evidence := p.describe(ctx, d)
-		p.tell(finding.Finding{
-			Reason: "LeftoverDevice", Severity: finding.Warning, Subject: subject,
-			Message:  fmt.Sprintf("%s is mounted on this node, but no pod here uses it: the volume may be kept from moving to another node", label),
-			Evidence: append([]finding.Evidence{{Source: d.Mounts[staged].Table, Observed: mountLine(d.Mounts[staged]), Expected: "also a mount for a pod, or none"}}, evidence...),
-		})
-	}
-}

@@ -47,8 +47,9 @@ func runCases[P Probe](t *testing.T, name string, defaults func() P) {
 				t.Fatalf("config: %v", err)
 			}
 			in := Input{Host: h, Memory: NewMemory()}
+			asked := 0
 			if _, ok := h.Section("cluster/node"); ok {
-				in.Cluster = scriptedCluster{t, h}
+				in.Cluster = scriptedCluster{t, h, &asked}
 			}
 			if text, ok := h.Section("require"); ok {
 				if err := yaml.UnmarshalStrict([]byte(text), &in.Require); err != nil {
@@ -65,6 +66,9 @@ func runCases[P Probe](t *testing.T, name string, defaults func() P) {
 				r, err := p.Check(context.Background(), in)
 				checkRules(t, p, r)
 				got = render(r, err)
+			}
+			if asked > 0 {
+				got += fmt.Sprintf("asked the API server %s\n", countOf(asked, "time", "times"))
 			}
 			want, _ := h.Section("want")
 			wantExplained, explains := h.Section("explain")
@@ -106,10 +110,14 @@ func renderTables(tables []Table, err error) string {
 
 // scriptedCluster answers from two sections of a case: "cluster/node", a Node
 // object as far as it is read, or "unknown", and "cluster/version", the version or
-// "error TEXT".
+// "error TEXT"; "cluster/attachments" and "cluster/claims" map names to an
+// Attachment as YAML and a claim, "absent" or "error TEXT". The last line of what
+// comes out says how often those were asked for.
 type scriptedCluster struct {
 	t *testing.T
 	h *hosttest.Host
+	// asked counts the questions for attachments and claims.
+	asked *int
 }
 
 func (c scriptedCluster) Node() (Node, bool) {
@@ -118,8 +126,11 @@ func (c scriptedCluster) Node() (Node, bool) {
 		return Node{}, false
 	}
 	var object struct {
-		KubeletVersion string
-		Conditions     []struct {
+		Name            string
+		VolumesAttached []string
+		VolumesInUse    []string
+		KubeletVersion  string
+		Conditions      []struct {
 			Type, Status string
 			Heartbeat    time.Time
 		}
@@ -127,7 +138,7 @@ func (c scriptedCluster) Node() (Node, bool) {
 	if err := yaml.UnmarshalStrict([]byte(text), &object); err != nil {
 		c.t.Fatalf("cluster/node: %v", err)
 	}
-	node := Node{KubeletVersion: object.KubeletVersion}
+	node := Node{Name: object.Name, KubeletVersion: object.KubeletVersion, VolumesAttached: object.VolumesAttached, VolumesInUse: object.VolumesInUse}
 	for _, cond := range object.Conditions {
 		node.Conditions = append(node.Conditions, NodeCondition{cond.Type, cond.Status, cond.Heartbeat})
 	}
@@ -143,6 +154,41 @@ func (c scriptedCluster) Version(context.Context) (string, error) {
 		return "", errors.New(strings.TrimSpace(msg))
 	}
 	return strings.TrimSpace(text), nil
+}
+
+// question returns what a case has for a name under "cluster/attachments" or
+// "cluster/claims", and counts that it was asked.
+func (c scriptedCluster) question(section, name string) (text string, ok bool, err error) {
+	answers := map[string]string{}
+	all, _ := c.h.Section(section)
+	if err := yaml.UnmarshalStrict([]byte(all), &answers); err != nil {
+		c.t.Fatalf("%s: %v", section, err)
+	}
+	text, listed := answers[name]
+	if !listed {
+		c.t.Errorf("the probe asked for %s, which %s does not list", name, section)
+	}
+	*c.asked++
+	if msg, bad := strings.CutPrefix(text, "error "); bad {
+		return "", false, errors.New(msg)
+	}
+	return text, text != "absent", nil
+}
+
+func (c scriptedCluster) Attachment(_ context.Context, name string) (a Attachment, ok bool, err error) {
+	text, ok, err := c.question("cluster/attachments", name)
+	if !ok {
+		return a, false, err
+	}
+	if err := yaml.UnmarshalStrict([]byte(text), &a); err != nil {
+		c.t.Fatalf("cluster/attachments: %v", err)
+	}
+	return a, true, nil
+}
+
+func (c scriptedCluster) Claim(_ context.Context, volume string) (string, error) {
+	text, _, err := c.question("cluster/claims", volume)
+	return text, err
 }
 
 func setSection(ar *txtar.Archive, name, text string) {

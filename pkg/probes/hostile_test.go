@@ -28,7 +28,7 @@ import (
 // less.
 var hostileCases = map[string][]string{
 	"time":      {"chrony-synchronised", "hypervisor-disagrees"},
-	"disks":     {"thin-pools", "csi-volume-hangs", "required-link-lost", "md-degraded"},
+	"disks":     {"thin-pools", "csi-volume-hangs", "required-link-lost", "md-degraded", "volumes-left-folders", "flexvolume-left"},
 	"multipath": {"two-paths", "longhorn-claimed"},
 	"iscsi":     {"multipath-well", "automatic-login", "module-required-loaded"},
 	"pids":      {"healthy", "inotify-near-limit"},

@@ -341,7 +341,7 @@ func (f KubeletFlags) Last(name string) string {
 var valueFlags = []string{
 	"cgroup-driver", "cgroup-root", "config", "config-dir", "container-runtime-endpoint",
 	"cert-dir", "enforce-node-allocatable", "eviction-hard", "eviction-soft", "feature-gates", "kube-reserved", "kubelet-args-file", "max-pods", "oom-score-adj",
-	"kubeconfig", "pod-max-pids", "root-dir", "system-reserved", "tls-cert-file",
+	"kubeconfig", "pod-max-pids", "root-dir", "system-reserved", "tls-cert-file", "volume-plugin-dir",
 }
 
 // parseKubeletFlags parses an argument vector as pflag does: "--x=y", "--x y",
@@ -398,6 +398,8 @@ type KubeletConfig struct {
 	// TLSCertFile is the certificate of port 10250; empty: one of its own in
 	// RootDir/pki.
 	TLSCertFile string
+	// VolumePluginDir is where FlexVolume drivers are looked for.
+	VolumePluginDir string
 	// FeatureGates are those that are set, whatever to.
 	FeatureGates map[string]bool
 	// FailSwapOn: it does not start on a host with swap. SwapBehavior says what
@@ -432,6 +434,7 @@ type kubeletFileConfig struct {
 	CgroupDriver           string                 `json:"cgroupDriver"`
 	RuntimeEndpoint        string                 `json:"containerRuntimeEndpoint"`
 	TLSCertFile            string                 `json:"tlsCertFile"`
+	VolumePluginDir        string                 `json:"volumePluginDir"`
 	FeatureGates           map[string]bool        `json:"featureGates"`
 	FailSwapOn             *bool                  `json:"failSwapOn"`
 	FailCgroupV1           *bool                  `json:"failCgroupV1"`
@@ -448,6 +451,10 @@ func evictsForPIDs(thresholds map[string]looseString) bool {
 	_, ok := thresholds["pid.available"]
 	return ok
 }
+
+// defaultVolumePluginDir is DefaultVolumePluginDir of kubernetes
+// pkg/kubelet/apis/config/v1beta1.
+const defaultVolumePluginDir = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
 
 // reservesMemory reports whether a reservation has memory that is more than none.
 func reservesMemory(reserved map[string]looseString) bool {
@@ -643,6 +650,7 @@ func decodeKubeletConfig(data []byte) (KubeletConfig, error) {
 		CgroupDriver:    f.CgroupDriver,
 		RuntimeEndpoint: f.RuntimeEndpoint,
 		TLSCertFile:     f.TLSCertFile,
+		VolumePluginDir: cmp.Or(f.VolumePluginDir, defaultVolumePluginDir),
 		FeatureGates:    f.FeatureGates,
 		FailSwapOn:      f.FailSwapOn == nil || *f.FailSwapOn,
 		SwapBehavior:    f.MemorySwap.SwapBehavior,
@@ -748,6 +756,7 @@ func (c *KubeletConfig) override(flags KubeletFlags) (used bool, err error) {
 	text("cgroup-driver", &c.CgroupDriver)
 	text("container-runtime-endpoint", &c.RuntimeEndpoint)
 	text("tls-cert-file", &c.TLSCertFile)
+	text("volume-plugin-dir", &c.VolumePluginDir)
 	if vs, ok := flags["enforce-node-allocatable"]; ok {
 		c.EnforcePods, used = slices.Contains(strings.Split(strings.Join(vs, ","), ","), "pods"), true
 	}

@@ -53,6 +53,13 @@ type mountTable struct {
 	Mounts []mount
 	// Top is the index of the uppermost mount at a mount point.
 	Top map[string]int
+	// Kubelet is the one that runs here; nil when none does.
+	Kubelet *Kubelet
+	// Version is another one whenever a table has changed.
+	Version [2]int
+	// Partial: a table could not be read, or a line of one, so that what is not
+	// here may be mounted all the same.
+	Partial bool
 }
 
 // own is the name of PID 1's mount table: the one whose paths the host's tree has.
@@ -67,7 +74,14 @@ type mountFilter struct {
 
 func (f mountFilter) wants(dev host.DevNum, point, fsType []byte) bool {
 	return dev.Major != 0 || f.Points[string(point)] || isNetworkFS(string(fsType)) ||
-		string(fsType) == "btrfs" || string(fsType) == "devtmpfs"
+		string(fsType) == "btrfs" || string(fsType) == "devtmpfs" || isCSIMount(point)
+}
+
+// isCSIMount finds the mounts of CSI volumes, whatever they are of: that a volume
+// is mounted must be known also of a driver that mounts a tmpfs.
+func isCSIMount(point []byte) bool {
+	return bytes.HasSuffix(point, []byte("/globalmount")) ||
+		bytes.HasSuffix(point, []byte("/mount")) && bytes.Contains(point, []byte("/volumes/kubernetes.io~csi/"))
 }
 
 // isNetworkFS reports whether a file system is served by another machine or by
@@ -103,7 +117,7 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	case errors.As(err, &bad):
 		errs = append(errs, fmt.Errorf("mounts: %s: %w", name, err))
 	case err != nil:
-		return mountTable{}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
+		return mountTable{Partial: true}, errors.Join(append(errs, fmt.Errorf("mounts: %w", err))...)
 	}
 	t.add(mounts, ownMountTable)
 
@@ -111,12 +125,21 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	if err != nil {
 		errs = append(errs, err)
 	}
+	if ok {
+		t.Kubelet = &kubelet
+	}
 	if ok && kubelet.OwnMounts {
 		mounts, err := readMountTable(ctx, in, kubelet.MountInfo(), torn, filter)
 		t.add(mounts, kubelet.MountInfo())
 		if err != nil && !isGone(err) { // gone: it has just been restarted
 			errs = append(errs, fmt.Errorf("mounts of the kubelet: %w", err))
 		}
+		t.Partial = err != nil
+	}
+	t.Partial = t.Partial || len(errs) > 0
+	for i, key := range []string{keptOwnMounts, keptKubeletMounts} {
+		kept, _ := Kept[keptMounts](in.Memory, key)
+		t.Version[i] = kept.version
 	}
 	return t, errors.Join(errs...)
 }
@@ -167,16 +190,24 @@ type keptMounts struct {
 	length int
 	filter mountFilter
 	mounts []*mountinfo.Info
+	// version counts the changes.
+	version int
 }
+
+// The names of what is kept of mount tables.
+const (
+	keptOwnMounts     = "mounts"
+	keptKubeletMounts = "mounts of the kubelet"
+)
 
 // readMountTable reads until two readings agree where the kernel needs it, and
 // parses a table that is not, byte by byte, the one that was parsed last. There is
 // no shorter sign: the kernel tells of mounts that come and go (poll(2)), but not
 // when it makes a file system read-only.
 func readMountTable(ctx context.Context, in Input, name string, torn bool, filter mountFilter) ([]*mountinfo.Info, error) {
-	key := "mounts of the kubelet" // whose PID changes
+	key := keptKubeletMounts // whose PID changes
 	if name == ownMountTable {
-		key = "mounts"
+		key = keptOwnMounts
 	}
 	old, ok := Kept[keptMounts](in.Memory, key)
 	if !ok {
@@ -199,7 +230,7 @@ func readMountTable(ctx context.Context, in Input, name string, torn bool, filte
 	}
 	mounts, err := now.mounts()
 	if err == nil {
-		in.Memory.Keep(key, keptMounts{old.seed, now.sum.Sum64(), now.length, filter, mounts})
+		in.Memory.Keep(key, keptMounts{old.seed, now.sum.Sum64(), now.length, filter, mounts, old.version + 1})
 	}
 	return mounts, err
 }
@@ -555,13 +586,16 @@ type volume struct {
 // that directory is.
 func volumeAt(point string) (volume, bool) {
 	const staged = "/plugins/kubernetes.io/csi/"
-	if i := strings.Index(point, staged); i >= 0 && strings.HasSuffix(point, "/globalmount") {
-		v := volume{Dir: path.Dir(point), Plugin: "csi", Global: true}
-		// Kubernetes before 1.24: .../csi/pv/NAME/globalmount.
-		if name, ok := strings.CutPrefix(v.Dir[i+len(staged):], "pv/"); ok && !strings.Contains(name, "/") {
-			v.Name = name
+	if i := strings.Index(point, staged); i >= 0 {
+		// ".../csi/globalmount", which any user of FUSE can mount, is not one.
+		if folder, ok := strings.CutSuffix(point[i+len(staged):], "/globalmount"); ok && folder != "" {
+			v := volume{Dir: point[:i+len(staged)+len(folder)], Plugin: "csi", Global: true}
+			// Kubernetes before 1.24: .../csi/pv/NAME/globalmount.
+			if name, ok := strings.CutPrefix(folder, "pv/"); ok && !strings.Contains(name, "/") {
+				v.Name = name
+			}
+			return v, true
 		}
-		return v, true
 	}
 	for _, kind := range []string{"/volumes/kubernetes.io~", "/volume-subpaths/"} {
 		i := strings.Index(point, kind)

@@ -57,14 +57,38 @@ type Cluster interface {
 	Node() (node Node, ok bool)
 	// Version asks an API server for its version, "v1.36.3".
 	Version(ctx context.Context) (string, error)
+	// Attachment asks for a VolumeAttachment by its name; ok is false where there
+	// is none.
+	Attachment(ctx context.Context, name string) (a Attachment, ok bool, err error)
+	// Claim asks which claim, "namespace/name", a PersistentVolume is bound to;
+	// empty where it is not, or is not there.
+	Claim(ctx context.Context, volume string) (string, error)
 }
 
 // Node is the part of the node's own Node object that probes judge. It is shared
 // and must not be changed.
 type Node struct {
+	Name string
 	// KubeletVersion is what the kubelet said when it last started, "v1.36.3".
 	KubeletVersion string
 	Conditions     []NodeCondition
+	// VolumesAttached is what the attach/detach controller has attached to the
+	// node, VolumesInUse what the kubelet wants attached or has mounted, both by
+	// the unique names of volumes, "kubernetes.io/csi/DRIVER^HANDLE".
+	VolumesAttached, VolumesInUse []string
+}
+
+// Attachment is a VolumeAttachment (storage.k8s.io/v1), as far as it is judged.
+type Attachment struct {
+	// Volume is the PersistentVolume; empty for one that stands in a pod.
+	Volume   string
+	Attached bool
+	// Deleting: the cluster wants it detached.
+	Deleting bool
+	// DetachError is what the driver said when it could not detach it.
+	DetachError string
+	// Metadata is what the driver's controller tells the driver on the node.
+	Metadata map[string]string
 }
 
 // NodeCondition is a condition of the Node, of whoever wrote it.

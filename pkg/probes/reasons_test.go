@@ -67,7 +67,7 @@ before it is cleared. This file is generated from the rules in pkg/probes.
 func TestRules(t *testing.T) {
 	surface := map[string]string{
 		"time":      "ClockUnsynchronized c, ClockOffsetHigh wc, ClockErrorBoundHigh w, NoTimeDaemon w, TimeDaemonConflict w, TimeSourceUnreachable w, TimeDaemonLocalReference w, ClockDisagreesWithHypervisor w, TimeDaemonUnresponsive w",
-		"disks":     "RequiredDeviceMissing c, RequiredDeviceNotMounted c, MountedDeviceGone c, FilesystemReadOnly c, FilesystemErrors w, MountSourceStale w, UnstableDeviceName w, DuplicateDeviceID c, DeviceOffline cw, DeviceMissingFromArray w, ThinPoolNearFull wc, MountUnresponsive wc, LeftoverDevice w",
+		"disks":     "RequiredDeviceMissing c, RequiredDeviceNotMounted c, MountedDeviceGone c, FilesystemReadOnly c, FilesystemErrors w, MountSourceStale w, UnstableDeviceName w, DuplicateDeviceID c, DeviceOffline cw, DeviceMissingFromArray w, ThinPoolNearFull wc, MountUnresponsive wc, LeftoverDevice wi, MountedVolumeDetached c, AttachedVolumeMissing w, LeftoverAttachment iw, LeftoverFlexVolume i",
 		"multipath": "AllPathsFailed c, PathsDegraded w, QueueingWithoutPaths c, MultipathdDown c, MultipathdUnresponsive w, MapSuspended c, UnwantedMap w, PathsNotMultipathed w, MultipathSettingMismatch w",
 		"iscsi":     "IscsidDown c, IscsidUnavailable c, SessionFailed cw, InitiatorNameMissing c, InitiatorNameInvalid c, InitiatorNameNotGenerated w, InitiatorNameChanged w, RecoveryTimeoutHigh w, KernelModuleMissing c, AutomaticLogin i",
 		"pids":      "PIDsNearLimit wc, NoPIDReservation w, PIDReservationTooSmall w, PIDLimitStale w, PodPIDsUnlimited i, ForkFailures w",

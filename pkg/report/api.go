@@ -159,6 +159,10 @@ type Node struct {
 		NodeInfo   struct {
 			KubeletVersion string `json:"kubeletVersion"`
 		} `json:"nodeInfo"`
+		VolumesAttached []struct {
+			Name string `json:"name"`
+		} `json:"volumesAttached"`
+		VolumesInUse []string `json:"volumesInUse"`
 	} `json:"status"`
 }
 
@@ -228,6 +232,72 @@ func (a *API) Version(ctx context.Context) (string, error) {
 		return json.Unmarshal(raw, &version)
 	})
 	return version.GitVersion, err
+}
+
+// VolumeAttachment is what is read of one.
+type VolumeAttachment struct {
+	Metadata struct {
+		DeletionTimestamp *metav1.Time `json:"deletionTimestamp"`
+	} `json:"metadata"`
+	Spec struct {
+		Source struct {
+			PersistentVolumeName string `json:"persistentVolumeName"`
+		} `json:"source"`
+	} `json:"spec"`
+	Status struct {
+		Attached           bool              `json:"attached"`
+		AttachmentMetadata map[string]string `json:"attachmentMetadata"`
+		DetachError        struct {
+			Message string `json:"message"`
+		} `json:"detachError"`
+	} `json:"status"`
+}
+
+// VolumeAttachment reads one by its name; it is nil where there is none.
+func (a *API) VolumeAttachment(ctx context.Context, name string) (*VolumeAttachment, error) {
+	var v VolumeAttachment
+	found, err := a.get(ctx, &v, func(r *rest.Request) *rest.Request {
+		return r.AbsPath("/apis/storage.k8s.io/v1/volumeattachments", name)
+	})
+	if !found {
+		return nil, err
+	}
+	return &v, nil
+}
+
+// Claim reads which claim a PersistentVolume is bound to, "namespace/name"; empty
+// where it is bound to none, or is not there.
+func (a *API) Claim(ctx context.Context, volume string) (string, error) {
+	var v struct {
+		Spec struct {
+			ClaimRef struct {
+				Namespace string `json:"namespace"`
+				Name      string `json:"name"`
+			} `json:"claimRef"`
+		} `json:"spec"`
+	}
+	found, err := a.get(ctx, &v, func(r *rest.Request) *rest.Request {
+		return r.Resource("persistentvolumes").Name(volume)
+	})
+	if !found || v.Spec.ClaimRef.Name == "" {
+		return "", err
+	}
+	return v.Spec.ClaimRef.Namespace + "/" + v.Spec.ClaimRef.Name, nil
+}
+
+// get reads one object; found is false where there is none.
+func (a *API) get(ctx context.Context, into any, of func(*rest.Request) *rest.Request) (found bool, err error) {
+	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
+		raw, err := answer(ctx, of(c.Get()))
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, into)
+	})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // CreateEvent posts an Event of the core API. One that exists already was

@@ -125,7 +125,7 @@ func mayAsk(r request) bool {
 		return o.Namespace == "default" && (r.Verb == "create" || r.Verb == "patch")
 	case o.Resource == "leases":
 		return o.Namespace == rigtest.Namespace
-	case o.Resource == "volumeattachments":
+	case o.Resource == "volumeattachments", o.Resource == "persistentvolumes":
 		return r.Verb == "get"
 	case o.Resource == "":
 		return r.Verb == "get" && r.RequestURI == "/version"

@@ -143,7 +143,8 @@ func TestInstallAndRemove(t *testing.T) {
 		{"yes", "patch nodes --subresource=status"}, {"no", "update nodes --subresource=status"},
 		{"yes", "get nodes --subresource=configz"}, {"yes", "get nodes --subresource=pods"},
 		{"no", "get nodes --subresource=proxy"}, {"no", "create nodes --subresource=proxy"}, {"no", "get nodes --subresource=log"},
-		{"yes", "get volumeattachments"}, {"no", "list volumeattachments"}, {"no", "delete volumeattachments"},
+		{"yes", "get volumeattachments"}, {"no", "list volumeattachments"}, {"no", "delete volumeattachments"}, {"no", "watch volumeattachments"},
+		{"yes", "get persistentvolumes"}, {"no", "list persistentvolumes"}, {"no", "watch persistentvolumes"}, {"no", "patch persistentvolumes"}, {"no", "get persistentvolumeclaims -A"},
 		{"yes", "create events -n default"}, {"yes", "patch events -n default"}, {"no", "create events -n kube-system"}, {"no", "list events -n default"},
 		{"yes", "get leases -n host-hygiene"}, {"yes", "create leases -n host-hygiene"}, {"yes", "update leases -n host-hygiene"},
 		{"no", "delete leases -n host-hygiene"}, {"no", "get leases -n kube-node-lease"},
@@ -173,6 +174,8 @@ func TestInstallAndRemove(t *testing.T) {
 			t.Errorf("the chart with %s: %v: %s", name, err, out)
 		}
 	}
+
+	t.Run("volumes", func(t *testing.T) { volumesAreCompared(t, cp) })
 
 	t.Run("kubectl hygiene", func(t *testing.T) { pluginSees(t, cp) })
 
