@@ -24,6 +24,7 @@ import (
 
 var (
 	chaosInto = flag.String("chaos", "", "do at length what may go wrong around the agent and write the figures into this `file`")
+	kills     = flag.Int("kills", 100, "how often to kill the agent")
 	seed      = flag.Uint64("seed", 0, "of what is random in it; 0 for another one each time")
 )
 
@@ -37,7 +38,8 @@ type chaosForm struct {
 func shortChaos() chaosForm { return chaosForm{killsInWrite: 2, killsInReload: 1, swaps: 8} }
 
 func longChaos() chaosForm {
-	f := chaosForm{kills: 68, killsInWrite: 16, killsInReload: 16, swaps: 100, rollouts: 3, away: 10 * time.Minute, mood: 45 * time.Second}
+	sixth := *kills / 6
+	f := chaosForm{kills: *kills - 2*sixth, killsInWrite: sixth, killsInReload: sixth, swaps: 100, rollouts: 3, away: 10 * time.Minute, mood: 45 * time.Second}
 	if *hurry {
 		f = chaosForm{kills: 6, killsInWrite: 4, killsInReload: 4, swaps: 15, rollouts: 2, away: time.Minute, mood: 20 * time.Second}
 	}
@@ -90,6 +92,9 @@ func (c *chaos) run(t *testing.T, name string, section func(*testing.T)) {
 	took := time.Since(began).Round(time.Second)
 	c.Spent(fmt.Sprintf("chaos: %s, %s", name, took))
 	c.spent = append(c.spent, []string{name, began.UTC().Format(time.DateOnly), version(), strconv.FormatUint(c.seed, 10), took.String()})
+	if *chaosInto != "" { // at once: a run of half an hour may be ended before its end
+		c.write(t, *chaosInto)
+	}
 }
 
 // TestChaos does at length what may go wrong around an agent, and writes what
@@ -100,7 +105,6 @@ func TestChaos(t *testing.T) {
 	}
 	w := deploy(t)
 	c := newChaos(t, w, longChaos())
-	t.Cleanup(func() { c.write(t, *chaosInto) })
 	w.configure(t, runConfig, w.runConfigInForce)
 	c.run(t, "API server away, slow, refusing, failing", c.badAPI)
 	c.run(t, "somebody else", c.others)
