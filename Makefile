@@ -46,10 +46,11 @@ nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	HYGIENE_NIGHTLY=1 go test -count=1 ./pkg/probes -run TestHostileFiles
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
 
-# SEED=4711 repeats a run's random moments.
+# SEED=4711 repeats a run's random moments; KILLS=20 takes less time.
 SEED ?= 0
+KILLS ?= 100
 chaos: setup ## what may go wrong around the agent, half an hour, into docs/reliability.md
-	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED)
+	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED) -kills=$(KILLS)
 
 # FOR=5m is a short one, SEED=4711 makes the same faults again. BROKEN=pids
 # breaks the agent first, by test/e2e/testdata/broken/pids.diff: it has to fail.

@@ -51,7 +51,6 @@ func TestAgent(t *testing.T) {
 	t.Run("prometheus", w.prometheus)
 	w.Spent("prometheus")
 	t.Run("soak", w.shortSoak)
-	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
 	t.Run("chaos", w.shortChaos)
 	t.Run("footprint", w.footprint)
@@ -191,42 +190,6 @@ func (w *world) kill(t *testing.T) {
 	}
 	w.Guest(t, rigtest.AgentPID+"kill -9 $pid")
 	w.PodReady(t, p.Status.ContainerStatuses[0].RestartCount+1)
-}
-
-// killed: an agent that dies and comes back changes nothing that was true, with
-// a problem told and without one, and sees what was repaired while it was dead.
-func (w *world) killed(t *testing.T) {
-	t.Cleanup(func() {
-		if _, err := w.TryGuest(w.CleanupContext(t), "systemctl start chrony"); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			w.dump(t)
-		}
-	})
-	w.Await(t, "every condition to be healthy", w.healthy)
-	before := w.mark()
-	w.Guest(t, "systemctl stop chrony")
-	w.Await(t, "NoTimeDaemon", w.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
-	w.Await(t, "the Event", func() error { return w.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
-	before = w.mark()
-	w.kill(t)
-	w.Note("killed", "ready again after "+time.Since(before.at).Round(time.Second).String())
-	w.passes(t, 2)
-	for _, c := range w.changesSince(before) {
-		t.Errorf("the restart changed a condition: %s", c)
-	}
-	for _, e := range w.eventsSince(before) {
-		t.Errorf("the restart posted an Event: %s %s: %s", e.Type, e.Reason, e.Message)
-	}
-
-	fixed := time.Now()
-	w.Guest(t, rigtest.AgentPID+"systemctl start chrony; kill -9 $pid")
-	w.Await(t, "TimeProblem to clear", w.is("TimeProblem", corev1.ConditionFalse, "NoProblem"))
-	w.Spent(fmt.Sprintf("repaired while the agent was dead: cleared after %s", time.Since(fixed).Round(100*time.Millisecond)))
-	w.Await(t, "every condition to be healthy", w.healthy)
-	w.invariants(t)
-	w.Spent("killed twice")
 }
 
 // passes waits until every probe has run so often again.

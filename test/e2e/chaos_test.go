@@ -24,6 +24,7 @@ import (
 
 var (
 	chaosInto = flag.String("chaos", "", "do at length what may go wrong around the agent and write the figures into this `file`")
+	kills     = flag.Int("kills", 100, "how often to kill the agent")
 	seed      = flag.Uint64("seed", 0, "of what is random in it; 0 for another one each time")
 )
 
@@ -34,10 +35,11 @@ type chaosForm struct {
 	away, mood                         time.Duration
 }
 
-func shortChaos() chaosForm { return chaosForm{kills: 4, killsInWrite: 2, killsInReload: 2, swaps: 10} }
+func shortChaos() chaosForm { return chaosForm{killsInWrite: 2, killsInReload: 1, swaps: 8} }
 
 func longChaos() chaosForm {
-	f := chaosForm{kills: 60, killsInWrite: 20, killsInReload: 20, swaps: 100, rollouts: 5, away: 10 * time.Minute, mood: time.Minute}
+	sixth := *kills / 6
+	f := chaosForm{kills: *kills - 2*sixth, killsInWrite: sixth, killsInReload: sixth, swaps: 100, rollouts: 3, away: 10 * time.Minute, mood: 45 * time.Second}
 	if *hurry {
 		f = chaosForm{kills: 6, killsInWrite: 4, killsInReload: 4, swaps: 15, rollouts: 2, away: time.Minute, mood: 20 * time.Second}
 	}
@@ -74,7 +76,9 @@ func (c *chaos) figure(what, done, measured, promised string, met bool) {
 // run runs a section with a shell of its own on the node.
 func (c *chaos) run(t *testing.T, name string, section func(*testing.T)) {
 	began := time.Now()
+	asked := false // -run may leave it out
 	t.Run(name, func(t *testing.T) {
+		asked = true
 		rigtest.OnFailure(t, c.dump)
 		c.s = c.session(t)
 		c.ready(t)
@@ -82,9 +86,15 @@ func (c *chaos) run(t *testing.T, name string, section func(*testing.T)) {
 		c.Await(t, "every condition to be healthy", c.healthy)
 		section(t)
 	})
+	if !asked {
+		return
+	}
 	took := time.Since(began).Round(time.Second)
 	c.Spent(fmt.Sprintf("chaos: %s, %s", name, took))
 	c.spent = append(c.spent, []string{name, began.UTC().Format(time.DateOnly), version(), strconv.FormatUint(c.seed, 10), took.String()})
+	if *chaosInto != "" { // at once: a run of half an hour may be ended before its end
+		c.write(t, *chaosInto)
+	}
 }
 
 // TestChaos does at length what may go wrong around an agent, and writes what
@@ -95,7 +105,6 @@ func TestChaos(t *testing.T) {
 	}
 	w := deploy(t)
 	c := newChaos(t, w, longChaos())
-	t.Cleanup(func() { c.write(t, *chaosInto) })
 	w.configure(t, runConfig, w.runConfigInForce)
 	c.run(t, "API server away, slow, refusing, failing", c.badAPI)
 	c.run(t, "somebody else", c.others)
@@ -133,7 +142,13 @@ func (c *chaos) write(t *testing.T, file string) {
 		}
 		t.Logf("%s\n%s", table.Name, plain(table))
 	}
-	if doc, err = figures.Replace(doc, "chaos machine", c.machine(t)); err != nil {
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine := fmt.Sprintf("%s Its load at the end of the run, with all else that ran on it, was %s (averages of 1, 5 and 15 minutes).",
+		c.machine(t), strings.Join(strings.Fields(string(load))[:3], ", "))
+	if doc, err = figures.Replace(doc, "chaos machine", machine); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(file, doc, 0o644); err != nil {
@@ -141,22 +156,19 @@ func (c *chaos) write(t *testing.T, file string) {
 	}
 }
 
-// noNews fails for every change of a status or reason since a mark and every
-// Event, but for those that are expected, and returns how many there were.
+// noNews fails for every change of a status or reason since a mark, every Event
+// and every transition time that is wrong, but for those that are expected, and
+// returns how many there were.
 func (c *chaos) noNews(t *testing.T, since mark, what string, expected ...string) int {
 	t.Helper()
 	n := 0
 	changes, events := c.news(since)
-	for _, s := range append(changes, events...) {
+	for _, s := range slices.Concat(changes, events, c.broken()) {
 		if slices.ContainsFunc(expected, func(e string) bool { return strings.Contains(s, e) }) {
 			continue
 		}
 		n++
 		t.Errorf("%s: %s", what, s)
-	}
-	for _, f := range c.broken() {
-		n++
-		t.Errorf("%s: %s", what, f)
 	}
 	return n
 }
@@ -212,7 +224,7 @@ func (c *chaos) badAPI(t *testing.T) {
 
 	m.setAway(true)
 	gone := time.Now()
-	c.Guest(t, "systemctl stop chrony")
+	c.Guest(t, chronyOff)
 	time.Sleep(c.away / 4)
 	c.Guest(t, "dpkg --remove "+testPackage) // and comes again before anybody can be told
 	time.Sleep(c.away / 4)
@@ -291,7 +303,7 @@ func (c *chaos) badAPI(t *testing.T) {
 	if n := c.restartsOf(t) - restarts; n != 0 {
 		t.Errorf("the agent was restarted %d times", n)
 	}
-	const limit = 30
+	const limit = 40 // waits grow up to a minute, with full jitter: 26 are likely in ten minutes
 	if len(tried) < 2 || len(tried) > limit {
 		t.Errorf("%d connections in %s", len(tried), c.away)
 	}
@@ -299,7 +311,7 @@ func (c *chaos) badAPI(t *testing.T) {
 		fmt.Sprintf("%d connections tried, at most %d in 10 s; both that hold told within %s (of which 5 s a call), since when they do; the others not at all", len(tried), busiest(tried, 10*time.Second), figures.Seconds(told)),
 		fmt.Sprintf("at most %d connections; told within 75 s; no transition that is over", limit), len(tried) <= limit && told < 75*time.Second && straight)
 	c.figure("then it takes 5 s for each call", c.mood.String(), fmt.Sprintf("a recovery told after %s; %d requests, at most %d in 10 s", figures.Seconds(slow), len(slowRequests), busiest(slowRequests, 10*time.Second)),
-		"told within 30 s, one write at a time", slow < 30*time.Second)
+		"told within 60 s, with what chronyd takes to measure", slow < time.Minute)
 	c.figure("then it answers 429, Retry-After 1 s", c.mood.String(), fmt.Sprintf("%d requests, at most %d in 10 s; what happened meanwhile told %s after it", len(turnedAway), busiest(turnedAway, 10*time.Second), figures.Seconds(after429)),
 		"at most 30 requests a minute; told within 75 s", float64(len(turnedAway)) <= 30*max(1, c.mood.Minutes()) && after429 < 75*time.Second)
 	c.figure("then it answers 500", c.mood.String(), fmt.Sprintf("%d requests, at most %d in 10 s; what happened meanwhile told %s after it", len(failed), busiest(failed, 10*time.Second), figures.Seconds(after500)),
@@ -436,10 +448,10 @@ func (c *chaos) twoAgents(t *testing.T) {
 		}
 	})
 	ready := func() (string, error) {
-		return c.TryGuest(t.Context(), `exec 3<>/dev/tcp/127.0.0.1/20367; printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3; cat <&3`)
+		return c.s.do(`exec 3<>/dev/tcp/127.0.0.1/20367; printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3; cat <&3`)
 	}
 	before := c.mark()
-	c.Guest(t, secondAgent)
+	started := c.Guest(t, "date +%s\n"+secondAgent) // an earlier run's is in the journal too
 	c.Await(t, "the second agent to yield", func() error {
 		out, err := ready()
 		if err == nil && !strings.Contains(out, "503") || !strings.Contains(out, "another agent runs on this node") {
@@ -448,13 +460,13 @@ func (c *chaos) twoAgents(t *testing.T) {
 		return err
 	})
 	asked := func() (n int) {
-		out := c.Guest(t, "journalctl -u e2e-second --no-pager -o cat | grep -c 'another agent runs on this node' || true")
+		out := c.Guest(t, "journalctl -u e2e-second --since=@"+started+" --no-pager -o cat | grep -c 'another agent runs on this node' || true")
 		n, _ = strconv.Atoi(out)
 		return n
 	}
 	c.passes(t, 3)
 	unchanged := c.noNews(t, before, "a second agent")
-	c.Guest(t, "systemctl stop chrony")
+	c.Guest(t, chronyOff)
 	c.Await(t, "NoTimeDaemon", c.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
 	c.Await(t, "the Event", func() error { return c.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
 	if n := len(c.eventsSince(before)); n != 1 {
@@ -533,9 +545,9 @@ func (c *chaos) sigkill(t *testing.T) {
 		}
 	})
 	m := startMoody(t, c.world)
-	m.lead(t, c.world)
 	c.stopChrony(t)
 	calm := c.mark()
+	m.lead(t, c.world) // kills it too
 	for range c.kills {
 		c.shoot(t)
 		time.Sleep(time.Duration(c.rnd.Int64N(int64(3 * time.Second))))
@@ -558,15 +570,17 @@ func (c *chaos) sigkill(t *testing.T) {
 	stopped := true
 	wrong := 0
 	for k := range c.killsInWrite {
-		h := m.hold(k%2 == 1)
-		want := corev1.ConditionTrue
-		action := "stop"
+		want, act := corev1.ConditionTrue, "systemctl stop chrony"
 		if stopped {
-			action, want = "start", corev1.ConditionFalse
+			want, act = corev1.ConditionFalse, "systemctl start chrony"
+		} else {
+			c.Guest(t, clockSettled)
 		}
 		stopped = !stopped
+		here := c.mark()
+		h := m.hold((k+k/2)%2 == 1) // of either kind, problems and recoveries
 		since := time.Now()
-		c.Guest(t, "systemctl "+action+" chrony")
+		c.Guest(t, act)
 		h.wait(t)
 		c.shoot(t)
 		h.letGo()
@@ -577,7 +591,7 @@ func (c *chaos) sigkill(t *testing.T) {
 			t.Errorf("TimeProblem is %s since %s, changed after %s", want, at, since)
 		}
 		if want == corev1.ConditionTrue {
-			c.Await(t, "the Event", func() error { return c.event(during, corev1.EventTypeWarning, "NoTimeDaemon") })
+			c.Await(t, "the Event", func() error { return c.event(here, corev1.EventTypeWarning, "NoTimeDaemon") })
 		}
 	}
 	c.ready(t)
@@ -615,34 +629,47 @@ func (c *chaos) sigkill(t *testing.T) {
 	}
 	c.figure("SIGKILL at a random moment, up to 3 s after the start, with a problem told", fmt.Sprintf("%d, and %d within 0.5 s after a new config", c.kills, c.killsInReload),
 		fmt.Sprintf("%d condition changes, Events and wrong times", quiet), "0", quiet == 0)
-	c.figure("SIGKILL while a status is written", fmt.Sprintf("%d, every other one with the write done and its answer not there", c.killsInWrite),
+	c.figure("SIGKILL while a status is written", fmt.Sprintf("%d, half of them with the write done and its answer not there", c.killsInWrite),
 		fmt.Sprintf("%d changes of status for %d; %d Events for %d problems, %d for %d recoveries; %d wrong times and others", turns, c.killsInWrite, told["Warning NoTimeDaemon"], problems, told["Normal NoProblem"], turns-problems, wrong),
 		"each change once, an Event for each problem, 0 wrong", wrong == 0)
 	c.Guest(t, "systemctl start chrony")
 	c.Await(t, "every condition to be healthy", c.healthy)
 }
 
+// chronyOff stops chronyd when it has set the clock: one that has just started
+// leaves a kernel behind that says it is not synchronised, which is a problem of
+// its own after a while.
+const (
+	clockSettled = "chronyc waitsync 240 0 0 0.5 >/dev/null"
+	chronyOff    = clockSettled + "\nsystemctl stop chrony"
+)
+
 // stopChrony makes a problem and waits until all is told of it.
 func (c *chaos) stopChrony(t *testing.T) {
 	t.Helper()
 	before := c.mark()
-	c.Guest(t, "systemctl stop chrony")
+	c.Guest(t, chronyOff)
 	c.Await(t, "NoTimeDaemon", c.is("TimeProblem", corev1.ConditionTrue, "NoTimeDaemon"))
 	c.Await(t, "the Event", func() error { return c.event(before, corev1.EventTypeWarning, "NoTimeDaemon") })
 }
 
-// ready waits until the container is ready, however often it was started.
+// ready waits until the container is ready, however often it was started, and
+// the API server speaks of the one that runs.
 func (c *chaos) ready(t *testing.T) {
 	t.Helper()
 	c.Await(t, "the agent to be ready", func() error {
 		p, err := c.Pod(t.Context())
-		if err == nil && !p.Status.ContainerStatuses[0].Ready {
-			err = errors.New("not ready")
-		}
 		if err != nil {
 			return err
 		}
-		_, err = c.metrics()
+		s := p.Status.ContainerStatuses[0]
+		if !s.Ready {
+			return errors.New("not ready")
+		}
+		runs, err := c.s.do(rigtest.AgentPID + "cut -d: -f3 /proc/$pid/cgroup")
+		if _, id, _ := strings.Cut(s.ContainerID, "://"); err == nil && !strings.Contains(runs, id) {
+			err = fmt.Errorf("%s runs, and the pod's status is of %s", runs, id)
+		}
 		return err
 	})
 }
@@ -797,10 +824,11 @@ const clockConfig = `apiVersion: hosthygiene.io/v1alpha1
 kind: AgentConfig
 interval: 3s
 probes:
-  oom: {window: 2m}
+  oom: {window: 75s}
 require:
   packages: [` + testPackage + `]
 hold: {PackageMissing: {before: 20s, clear: 20s}}
+severity: {ClockUnsynchronized: warning} # or Ready would tell of it
 `
 
 const packageBack = "dpkg -s " + testPackage + " >/dev/null 2>&1 || dpkg -i /tmp/e2e/" + testPackage + ".deb"
@@ -824,9 +852,15 @@ func (c *chaos) clockSteps(t *testing.T) {
 		}
 		return c.healthy()
 	})
-	// Somebody else's hand on the clock is what chronyd is there against.
+	// Somebody else's hand on the clock is what chronyd is there against. It is
+	// not synchronised then, and that is told.
 	c.stopChrony(t)
 	for _, step := range []string{"+1 hour", "-1 hour"} {
+		expected := []string{"PackageProblem", "PackageMissing", "OOMProblem", "SystemOOMKill", "ClockUnsynchronized"}
+		if step[0] == '-' {
+			// It does, by the node's clock, whose times they are.
+			expected = append(expected, "the transition time went back")
+		}
 		c.Guest(t, "systemd-run --quiet --wait --collect -p MemoryMax=20M -p MemorySwapMax=0 -p OOMPolicy=continue tail /dev/zero || true")
 		c.Await(t, "SystemOOMKill", c.is("OOMProblem", corev1.ConditionTrue, "SystemOOMKill"))
 		killed := time.Now()
@@ -857,27 +891,35 @@ func (c *chaos) clockSteps(t *testing.T) {
 		}
 		looked := probeRuns(samples)["packages"] - runs["packages"]
 		// The agent after this one must not take what was told for older than
-		// the boot, whose time has moved with the clock.
-		c.kill(t)
+		// the boot, whose time has moved with the clock. It gets a pod of its
+		// own: of two containers in one pod the kubelet takes that for the newer
+		// which was created later by the clock.
+		old, err := c.Pod(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Kubectl(t, "delete", "pod", "-n", rigtest.Namespace, old.Name)
+		c.PodReady(t, 0)
 		c.passes(t, 2)
-		others := c.noNews(t, before, "clock set by "+step, "PackageProblem", "PackageMissing")
+		others := c.noNews(t, before, "clock set by "+step, expected...)
 		c.Guest(t, packageBack)
 		c.Await(t, "the package to be there", c.is("PackageProblem", corev1.ConditionFalse))
 		c.Await(t, "Ready", c.is("Ready", corev1.ConditionTrue))
 		c.Await(t, "the kill to be old", c.is("OOMProblem", corev1.ConditionFalse))
 		window := c.when(before, "OOMProblem", corev1.ConditionFalse).Sub(killed)
+		others += c.noNews(t, before, "clock set by "+step, expected...)
 		turns := 0
 		for _, ch := range c.changesSince(before) {
 			if ch.statusChange() {
 				turns++
 			}
 		}
-		ok := held > 18*time.Second && held < 40*time.Second && window > 110*time.Second && window < 150*time.Second && turns == 5 && others == 0 && looked > 3
+		ok := held > 18*time.Second && held < 40*time.Second && window > 65*time.Second && window < 105*time.Second && turns == 5 && others == 0 && looked > 3
 		if !ok {
-			t.Errorf("%s: a hold of 20 s took %s, a window of 2 min %s; %d changes, want 5; %v looks", step, held, window, turns, looked)
+			t.Errorf("%s: a hold of 20 s took %s, a window of 75 s %s; %d changes, want 5; %v looks", step, held, window, turns, looked)
 		}
-		c.figure("the clock is set by "+step+" while the agent runs, then the agent is killed", "once",
-			fmt.Sprintf("a hold of 20 s that had begun took %s; a kill with a window of 2 min was told for %s; %d changes of a status for 5 that are due; %.0f looks in %s", figures.Seconds(held), figures.Seconds(window), turns, looked, (held).Round(time.Second)),
+		c.figure("the clock is set by "+step+" while the agent runs, then its pod is replaced", "once",
+			fmt.Sprintf("a hold of 20 s that had begun took %s; a kill with a window of 75 s was told for %s; %d changes of a status for 5 that are due; %.0f looks in %s", figures.Seconds(held), figures.Seconds(window), turns, looked, held.Round(time.Second)),
 			"holds, windows and intervals as before, no other change", ok)
 	}
 	c.invariants(t)
@@ -954,15 +996,4 @@ func (c *chaos) uninstalled(t *testing.T) {
 	}
 	c.nothingLeft(t)
 	c.figure("the agent is uninstalled: as documented, hastily, and with a Node whose machine is gone", "once each", fmt.Sprintf("%d conditions left", ours), "0", ours == 0 && !t.Failed())
-}
-
-func TestTryShort(t *testing.T) {
-	w := deploy(t)
-	w.configure(t, runConfig, w.runConfigInForce)
-	c := newChaos(t, w, shortChaos())
-	c.run(t, "config under fire", c.underFire)
-	c.run(t, "two agents", c.twoAgents)
-	for _, row := range c.rows {
-		t.Log(strings.Join(row, " | "))
-	}
 }
