@@ -329,9 +329,7 @@ func (w *world) starve(t *testing.T, s starving) []string {
 		t.Errorf("only %d probes were seen to run; metrics were not to be had %d times", len(p.longest), p.lost)
 	}
 	w.AwaitFor(t, s.clears+patience, "every condition to be healthy", w.wellAgain)
-	if now, err := w.Pod(t.Context()); err != nil || now.Name != pod.Name || now.Status.ContainerStatuses[0].RestartCount != pod.Status.ContainerStatuses[0].RestartCount {
-		t.Errorf("the agent was restarted: %v", err)
-	}
+	w.sameContainer(t, pod)
 	var after vitals
 	w.Await(t, "what it used to be given back", func() error {
 		after = w.rest(t)
