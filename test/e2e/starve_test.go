@@ -179,7 +179,6 @@ type pace struct {
 	runs    map[string]float64
 	at      map[string]time.Time
 	longest map[string]time.Duration
-	from    time.Time
 	most    vitals
 	lost    int
 }
