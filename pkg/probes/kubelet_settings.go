@@ -45,6 +45,9 @@ func (KubeletSettings) Wakes(Require) Wakes {
 		Units:     []string{kubeletUnit},
 		Files:     followed(kubeletFlagFiles...),
 		Processes: []string{"kubelet"},
+		// Who writes the configuration over empties the file first, as kubeadm does,
+		// and a kubelet with an empty one has other settings.
+		After: 500 * time.Millisecond,
 		// The kubelet answers some seconds after it starts.
 		Again: 10 * time.Second,
 	}
@@ -149,7 +152,9 @@ type kubeletPass struct {
 	// untold: the cluster knows the version and has not said it yet.
 	untold bool
 	// down: it should run and does not.
-	down  bool
+	down bool
+	// again is how long a question to it that drew an error is not put again.
+	again time.Duration
 	facts []string
 }
 
@@ -168,6 +173,7 @@ func (c *kubeletPass) run() {
 		node, inCluster = c.Cluster.Node()
 	}
 	c.findVersion(node)
+	c.again = c.askAgain(k)
 	if !runs {
 		if !c.stopped(err) {
 			return
@@ -311,6 +317,20 @@ type liveKubelet struct {
 // what does not answer is not asked every minute.
 const askAgain = 5 * time.Minute
 
+// askAgain is 0 for a kubelet that has just started: it answers in a moment, and
+// until then nothing can be said of it.
+func (c *kubeletPass) askAgain(k Kubelet) time.Duration {
+	os, err := c.Host.OS(c.ctx)
+	if err != nil || os.BootTime.IsZero() || k.PID == 0 {
+		return askAgain // only how often is decided here
+	}
+	started := os.BootTime.Add(time.Duration(k.StartTicks) * (time.Second / userHZ))
+	if !elapsed(c.Now, started, kubeletRestart) {
+		return 0
+	}
+	return askAgain
+}
+
 // config is what the kubelet would start with now, for that is what an upgrade
 // meets; where its files can not be seen, what the running one has.
 func (c *kubeletPass) config(k Kubelet, runs bool) (KubeletConfig, bool) {
@@ -323,7 +343,7 @@ func (c *kubeletPass) config(k Kubelet, runs bool) (KubeletConfig, bool) {
 		return KubeletConfig{}, false
 	}
 	live, ok := Kept[liveKubelet](c.Memory, "live")
-	if !ok || live.pid != k.PID || live.start != k.StartTicks || live.err != nil && elapsed(c.Now, live.at, askAgain) {
+	if !ok || live.pid != k.PID || live.start != k.StartTicks || live.err != nil && elapsed(c.Now, live.at, c.again) {
 		live = liveKubelet{pid: k.PID, start: k.StartTicks, at: c.Now}
 		live.config, live.err = LiveKubeletConfig(c.ctx, c.Host)
 		c.Memory.Keep("live", live)
@@ -839,7 +859,7 @@ const askPodsAfter = 30 * time.Minute
 
 func (c *kubeletPass) checkSelectors() {
 	kept, ok := Kept[keptSelectors](c.Memory, "selectors")
-	if !ok || elapsed(c.Now, kept.at, askPodsAfter) || kept.err != nil && elapsed(c.Now, kept.at, askAgain) {
+	if !ok || elapsed(c.Now, kept.at, askPodsAfter) || kept.err != nil && elapsed(c.Now, kept.at, c.again) {
 		kept = keptSelectors{at: c.Now}
 		kept.err = c.Host.KubeletAPI(c.ctx, "/pods", func(r io.Reader) (err error) {
 			kept.users, err = parseSelectors(r)

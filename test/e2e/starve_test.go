@@ -29,10 +29,13 @@ func TestStarved(t *testing.T) {
 	w.configure(t, upsetConfig, w.upsetConfigInForce)
 	table := figures.Table{Name: "starved", Header: []string{"what", "told as", "told after", "the other probes: longest time between two runs", "goroutines before, most, after", "threads before, most, after", "descriptors before, most, after"}}
 	for _, s := range starvings() {
-		t.Run(s.name, func(t *testing.T) { table.Rows = append(table.Rows, w.starve(t, s)) })
+		var row []string
+		if t.Run(s.name, func(t *testing.T) { row = w.starve(t, s) }) && row != nil { // nil: not asked for
+			table.Rows = append(table.Rows, row)
+		}
 	}
 	t.Log(plain(table))
-	if *soakInto != "" && !t.Failed() {
+	if *soakInto != "" {
 		writeTables(t, *soakInto, table)
 	}
 }
@@ -113,9 +116,13 @@ func starvings() []starving {
 			told:    []showing{say("PIDProblem", "the node has", "PIDsNearLimit")}, lasts: 45 * time.Second, clears: 3 * time.Minute,
 		},
 		{
+			// An emulated processor would read programs back in for minutes before the
+			// kernel gives up: it is told to do so when what was used within a second
+			// does not fit (Documentation/admin-guide/mm/multigen_lru.rst).
 			name:    "no memory left on the node",
+			prepare: "echo 1000 >/sys/kernel/mm/lru_gen/min_ttl_ms",
 			fault:   "systemd-run --quiet --collect --unit e2e-hungry -p OOMPolicy=continue tail /dev/zero",
-			restore: "systemctl stop e2e-hungry",
+			restore: "echo 0 >/sys/kernel/mm/lru_gen/min_ttl_ms; systemctl stop e2e-hungry 2>/dev/null || true",
 			told:    []showing{say("OOMProblem", "tail", "SystemOOMKill")}, clears: 3 * time.Minute,
 		},
 		{
@@ -172,7 +179,6 @@ type pace struct {
 	runs    map[string]float64
 	at      map[string]time.Time
 	longest map[string]time.Duration
-	from    time.Time
 	most    vitals
 	lost    int
 }
@@ -325,9 +331,7 @@ func (w *world) starve(t *testing.T, s starving) []string {
 		t.Errorf("only %d probes were seen to run; metrics were not to be had %d times", len(p.longest), p.lost)
 	}
 	w.AwaitFor(t, s.clears+patience, "every condition to be healthy", w.wellAgain)
-	if now, err := w.Pod(t.Context()); err != nil || now.Name != pod.Name || now.Status.ContainerStatuses[0].RestartCount != pod.Status.ContainerStatuses[0].RestartCount {
-		t.Errorf("the agent was restarted: %v", err)
-	}
+	w.sameContainer(t, pod)
 	var after vitals
 	w.Await(t, "what it used to be given back", func() error {
 		after = w.rest(t)

@@ -177,12 +177,15 @@ type Span struct {
 	Message string
 	// Via says where it was seen.
 	Via string
+	// Sums: it sums others up, as Ready does, and so tells nothing by itself.
+	Sums bool
 }
 
 // Verdict is what was wrong, and how long telling took.
 type Verdict struct {
 	Missed, False, Stuck []string
-	// Told is how long it took to tell each fault that was not brief, by name.
+	// Told is how long it took to tell each fault that was neither brief nor
+	// missed, by name.
 	Told map[string][]time.Duration
 }
 
@@ -206,7 +209,8 @@ func (v Verdict) String() string {
 // Judge compares what was said with what was done. metrics and conditions are
 // what was seen of either, each with every reason that was said; of a condition
 // only the worst one. A fault is missed when the metrics do not have its reason in
-// time, or when its condition does not name it in time.
+// time, or when its condition does not come to name it in time: what it said
+// before the fault is not of it.
 func Judge(log []Made, metrics, conditions []Span) Verdict {
 	v := Verdict{Told: map[string][]time.Duration{}}
 	for _, m := range log {
@@ -214,11 +218,12 @@ func Judge(log []Made, metrics, conditions []Span) Verdict {
 			continue
 		}
 		var told time.Duration
+		missed := len(v.Missed)
 		for _, t := range m.Fault.Tells {
 			limit := m.Begun.Add(t.Within)
 			during := func(s Span) bool { return s.From.Before(limit) && s.To.After(m.From) && s.Probe == t.Probe }
 			i := slices.IndexFunc(conditions, func(s Span) bool {
-				return during(s) && t.Told(s.Reason, s.Message)
+				return during(s) && !s.From.Before(m.From) && !s.Sums && t.Told(s.Reason, s.Message)
 			})
 			switch {
 			case i < 0:
@@ -230,7 +235,9 @@ func Judge(log []Made, metrics, conditions []Span) Verdict {
 			}
 			told = max(told, conditions[i].From.Sub(m.From))
 		}
-		v.Told[m.Fault.Name] = append(v.Told[m.Fault.Name], told)
+		if len(v.Missed) == missed {
+			v.Told[m.Fault.Name] = append(v.Told[m.Fault.Name], told)
+		}
 	}
 	for _, s := range slices.Concat(metrics, conditions) {
 		at, last := unexplained(log, s)

@@ -117,6 +117,8 @@ func TestJudge(t *testing.T) {
 		{name: "never told", log: []Made{disk, clock}, metrics: well[:1], conditions: shown[:1], missed: 1},
 		{name: "told too late", log: []Made{kill}, metrics: []Span{metric("oom", "Kill", 215, 260)}, conditions: []Span{condition("oom", "Kill", "tail", 215, 260)}, missed: 1},
 		{name: "told of another", log: []Made{disk}, metrics: well[:1], conditions: []Span{condition("disks", "Missing", "sdb is gone", 104, 155)}, missed: 1},
+		{name: "only summed up", log: []Made{disk}, metrics: well[:1], conditions: []Span{{Saying: Saying{"disks", "Missing"}, From: at(104), To: at(155), Message: "sda is gone", Via: "Ready", Sums: true}}, missed: 1},
+		{name: "told of the one before", log: []Made{made(list[0], 60, 99), disk}, metrics: []Span{metric("disks", "Missing", 65, 155)}, conditions: []Span{condition("disks", "Missing", "sda is gone", 64, 155)}, missed: 1},
 		{name: "only in the condition", log: []Made{disk}, conditions: shown[:1], missed: 1},
 		{name: "a worse one hides its reason", log: []Made{disk}, metrics: well[:1], conditions: []Span{condition("disks", "Offline", "sdb is offline; sda is gone", 104, 155)}},
 		{name: "the message is full", log: []Made{disk}, metrics: well[:1], conditions: []Span{condition("disks", "Offline", "sdb is offline … and 2 more", 104, 155)}},
@@ -128,7 +130,7 @@ func TestJudge(t *testing.T) {
 		{name: "told again after the end", log: []Made{disk}, metrics: with(well[:1], metric("disks", "Missing", 400, 401)), conditions: shown[:1], false: 1},
 		{name: "the condition remains", log: []Made{disk}, metrics: well[:1], conditions: []Span{condition("disks", "Missing", "sda is gone", 104, 161)}, stuck: 1},
 		{name: "Unknown for no reason", log: []Made{disk}, metrics: well[:1], conditions: with(shown[:1], condition("disks", Unknown, "timeout", 130, 131)), false: 1},
-		{name: "one after the other", log: []Made{disk, made(list[0], 155, 200)}, metrics: []Span{metric("disks", "Missing", 105, 205)}, conditions: []Span{condition("disks", "Missing", "sda is gone", 104, 205)}},
+		{name: "one after the other", log: []Made{disk, made(list[0], 155, 200)}, metrics: []Span{metric("disks", "Missing", 105, 205)}, conditions: with(shown[:1], condition("disks", "Missing", "sda is gone", 157, 205))},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,6 +146,9 @@ func TestJudge(t *testing.T) {
 	v := Judge([]Made{disk, clock, kill}, well, shown)
 	if got := v.Told["disk"]; len(got) != 1 || got[0] != 4*time.Second {
 		t.Errorf("told after %v", got)
+	}
+	if got := Judge([]Made{disk}, nil, nil).Told["disk"]; len(got) != 0 {
+		t.Errorf("never told, and that after %v", got)
 	}
 }
 
