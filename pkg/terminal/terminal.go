@@ -35,6 +35,25 @@ func Colour(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && Is(w)
 }
 
+// Width is how many columns a terminal has, 0 for what is none or does not say.
+func Width(w io.Writer) int {
+	width, _ := Size(w)
+	return width
+}
+
+// Size is Width, and how many rows there are.
+func Size(w io.Writer) (columns, rows int) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0, 0
+	}
+	columns, rows, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0, 0
+	}
+	return columns, rows
+}
+
 // Line makes text fit to be shown: one line, valid UTF-8, no control characters
 // (a terminal would obey them) and no invisible ones.
 func Line(s string) string {
