@@ -90,6 +90,8 @@ metrics; "agent check" looks at the host it is run on, with no cluster at all, a
 	}
 	root.PersistentFlags().StringVar(&c.config, "config", "", "AgentConfig `file`; defaults without it")
 	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")
+	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
+	_ = root.MarkPersistentFlagDirname("root")
 	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newPlan(&c), newApply(&c), newRollback(&c), newValidate(), newCleanup(), newResume(), newVersion())
 	return root
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden outputs")
@@ -177,7 +178,7 @@ func TestTableIsPlainAndHarmless(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := r.WriteTable(&b, report.Style{Colour: true}); err != nil {
+	if err := r.WriteTable(&b, report.Style{Look: terminal.Look{Colour: true}}); err != nil {
 		t.Fatal(err)
 	}
 	if rest := regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(b.String(), ""); strings.Contains(rest, "\x1b") {

@@ -43,6 +43,8 @@ nobody answers; 3 no finding, but a probe could not run.`,
 			if err != nil {
 				return err
 			}
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
 			pod, err := c.agentOn(cmd.Context(), client, args[0])
 			if err != nil {
 				return exitError{exitUsage, err}
@@ -53,6 +55,7 @@ nobody answers; 3 no finding, but a probe could not run.`,
 					return exitError{exitUsage, err}
 				}
 				if len(probes) == 0 {
+					p.Done()
 					fmt.Fprintf(c.out, "%s: no probe tells of a problem; name one to see its evidence\n", terminal.Line(args[0]))
 					return nil
 				}
@@ -60,9 +63,12 @@ nobody answers; 3 no finding, but a probe could not run.`,
 			worst := 0
 			for i, probe := range probes {
 				if i > 0 && output == "text" {
+					p.Done()
 					fmt.Fprintln(c.out)
 				}
-				code, err := c.explain(cmd, client, pod, probe, output)
+				p.Say("asking the agent in %s for its %s probe", pod.Name, probe)
+				code, err := c.explain(cmd, client, pod, probe, output, p)
+				p.Done()
 				if err != nil {
 					return exitError{exitUsage, err}
 				}
@@ -81,8 +87,8 @@ nobody answers; 3 no finding, but a probe could not run.`,
 
 // explain runs it in the pod. A node may be hostile, so what comes from there is
 // escaped like everything else.
-func (c *common) explain(cmd *cobra.Command, client *cluster.Client, pod corev1.Pod, probe, output string) (int, error) {
-	out, errOut := terminal.NewLines(c.out), terminal.NewLines(cmd.ErrOrStderr())
+func (c *common) explain(cmd *cobra.Command, client *cluster.Client, pod corev1.Pod, probe, output string, p *terminal.Progress) (int, error) {
+	out, errOut := terminal.NewLines(p.Until(c.out)), terminal.NewLines(p.Until(cmd.ErrOrStderr()))
 	const limit = 32 << 20
 	code, err := client.Exec(cmd.Context(), pod, []string{"/agent", "explain", probe, "-o", output}, &atMost{out, limit}, &atMost{errOut, limit})
 	return code, errors.Join(err, out.Close(), errOut.Close())

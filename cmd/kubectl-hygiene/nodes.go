@@ -45,7 +45,10 @@ is wrong, or nobody answers; 3 no problem known, but something could not be seen
 			if err != nil {
 				return err
 			}
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
 			report, _, volumesErr, err := c.report(cmd.Context(), client, selector)
+			p.Done()
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
@@ -109,13 +112,13 @@ func (c *common) watch(ctx context.Context, client *cluster.Client, selector, ou
 			r.NotChecked = append(r.NotChecked, v.Err.Error())
 		}
 		var b strings.Builder
-		if err := r.WriteTable(&b, fleet.Style{Colour: c.colour, Wide: output == "wide"}); err != nil {
+		if err := r.WriteTable(&b, fleet.Style{Look: c.look, Wide: output == "wide"}); err != nil {
 			return
 		}
 		switch {
 		case b.String() == last:
 		case terminal.Is(c.out):
-			fmt.Fprintf(c.out, "\x1b[H\x1b[2J%s\n%s", now.Format(time.TimeOnly), b.String())
+			_ = terminal.Redraw(c.out, now.Format(time.TimeOnly)+"\n"+b.String()) // with the terminal this program ends
 		default:
 			fmt.Fprintf(c.out, "%s\n%s\n", now.UTC().Format(time.RFC3339), b.String())
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 var now = time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
@@ -325,7 +326,7 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := NewReport(nodes, pods, now).WriteTable(io.Discard, Style{Colour: true}); err != nil {
+		if err := NewReport(nodes, pods, now).WriteTable(io.Discard, Style{Look: terminal.Look{Colour: true}}); err != nil {
 			b.Fatal(err)
 		}
 	}

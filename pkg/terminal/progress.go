@@ -103,6 +103,24 @@ func (o over) Write(b []byte) (int, error) {
 	return o.w.Write(b)
 }
 
+// Until returns a writer to the same terminal with whose first line all is done.
+func (p *Progress) Until(w io.Writer) io.Writer {
+	if p == nil {
+		return w
+	}
+	return until{p, w}
+}
+
+type until struct {
+	p *Progress
+	w io.Writer
+}
+
+func (u until) Write(b []byte) (int, error) {
+	u.p.Done()
+	return u.w.Write(b)
+}
+
 func (p *Progress) show(stop chan struct{}) {
 	next := time.NewTimer(patience)
 	defer next.Stop()

@@ -79,6 +79,16 @@ func TestProgress(t *testing.T) {
 		s.Write([]byte("\n"))
 		time.Sleep(500 * time.Millisecond)
 		see("applying (3s)")
+		if _, err := p.Until(&s).Write([]byte("the answer")); err != nil {
+			t.Fatal(err)
+		}
+		see("the answer")
+		time.Sleep(10 * time.Second)
+		see("the answer")
+		s.Write([]byte("\n"))
+		p.Say("more")
+		time.Sleep(2 * time.Second)
+		see("more (2s)")
 		p.Done()
 		p.Done()
 		see("")

@@ -1,0 +1,85 @@
+package terminal
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+// visible counts the columns of text: runes, which is what columns are for most
+// scripts, without the orders of Paint.
+func visible(text string) int {
+	n := utf8.RuneCountInString(text)
+	for {
+		_, order, found := strings.Cut(text, "\x1b[")
+		if !found {
+			return n
+		}
+		end := strings.IndexByte(order, 'm')
+		n -= len("\x1b[") + end + 1
+		text = order[end+1:]
+	}
+}
+
+// leastRoom is how many columns a text needs beside its indent to be broken into
+// lines at all.
+const leastRoom = 24
+
+// Wrap breaks a line at blanks so that it fits; all but the first begin with an
+// indent. A word that is too long, such as a path, is left whole, for it may be
+// meant to be copied.
+func (l Look) Wrap(line string, indent int) string {
+	columns := l.Columns
+	if columns == 0 || columns-indent < leastRoom || visible(line) <= columns {
+		return line
+	}
+	var b strings.Builder
+	at, blanks := 0, 0
+	begun := false // the row holds a word
+	for _, word := range strings.Split(line, " ") {
+		if word == "" {
+			blanks++
+			continue
+		}
+		n := visible(word)
+		if begun && at+blanks+n > columns {
+			b.WriteString("\n" + strings.Repeat(" ", indent))
+			at, blanks = indent, 0
+		}
+		b.WriteString(strings.Repeat(" ", blanks) + word)
+		at += blanks + n
+		blanks, begun = 1, true
+	}
+	return b.String()
+}
+
+// Redraw shows text, lines with an end each, in place of all that is on a
+// terminal. What has no room is left out, and said to be.
+func Redraw(w io.Writer, text string) error {
+	columns, rows := Size(w)
+	_, err := io.WriteString(w, frame(text, columns, rows))
+	return err
+}
+
+// frame goes over the lines that are there instead of clearing them first, which
+// flickers.
+func frame(text string, columns, rows int) string {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	var b strings.Builder
+	b.WriteString("\x1b[H")
+	room := rows - 1 // the cursor stands in the last one
+	for i, line := range lines {
+		if columns > 0 && rows > 0 {
+			takes := max(1, (visible(line)+columns-1)/columns)
+			if last := i == len(lines)-1; takes > room || takes == room && !last {
+				fmt.Fprintf(&b, "… and %d more lines: this terminal has %d\x1b[K\n", len(lines)-i, rows)
+				break
+			}
+			room -= takes
+		}
+		b.WriteString(line + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[J")
+	return b.String()
+}
