@@ -25,9 +25,9 @@ func (p Plan) WriteText(w io.Writer, look terminal.Look) error {
 		t.line("", "")
 		if s.Refused == "" {
 			n++
-			t.line(terminal.Bold, fmt.Sprintf("%d. %s: %s %s", n, s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")))
+			t.prose(terminal.Bold, fmt.Sprintf("%d. %s: %s %s", n, s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")), 3)
 		} else {
-			t.line(terminal.Yellow, fmt.Sprintf("refused %s: %s %s", s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")))
+			t.prose(terminal.Yellow, fmt.Sprintf("refused %s: %s %s", s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")), 3)
 			t.prose(terminal.Yellow, "   because "+s.Refused, 11)
 		}
 		t.step(s)
@@ -88,7 +88,7 @@ func (t *text) step(s Step) {
 		t.prose(terminal.Grey, fmt.Sprintf("   why   %s: %s", w.Reason, w.Message), 9)
 	}
 	if len(s.DependsOn) > 0 {
-		t.line("", "   after "+strings.Join(s.DependsOn, ", "))
+		t.prose("", "   after "+strings.Join(s.DependsOn, ", "), 9)
 	}
 	for _, f := range s.Files {
 		t.line("", fmt.Sprintf("   file  %s mode %s owner %s", f.Path, f.Mode, f.Owner))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
@@ -191,17 +190,15 @@ func WriteDetails(w io.Writer, tables []probes.Table, failed string, s Style) er
 	var b strings.Builder
 	for _, t := range tables {
 		fmt.Fprintf(&b, "\n%s\n", s.Paint(terminal.Bold, oneLine(t.Title)))
-		tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		var rows [][]string
 		for _, row := range append([][]string{t.Header}, t.Rows...) {
 			cells := make([]string, len(row))
 			for i, cell := range row {
 				cells[i] = oneLine(cell)
 			}
-			fmt.Fprintf(tw, "  %s\n", strings.Join(cells, "\t"))
+			rows = append(rows, cells)
 		}
-		if err := tw.Flush(); err != nil {
-			return err
-		}
+		b.WriteString(s.Table(rows, 2))
 	}
 	if failed != "" {
 		b.WriteByte('\n')

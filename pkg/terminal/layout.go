@@ -30,8 +30,14 @@ const leastRoom = 24
 // indent. A word that is too long, such as a path, is left whole, for it may be
 // meant to be copied.
 func (l Look) Wrap(line string, indent int) string {
-	columns := l.Columns
-	if columns == 0 || columns-indent < leastRoom || visible(line) <= columns {
+	if l.Columns == 0 || l.Columns-indent < leastRoom {
+		return line
+	}
+	return wrap(line, l.Columns, indent)
+}
+
+func wrap(line string, columns, indent int) string {
+	if visible(line) <= columns {
 		return line
 	}
 	var b strings.Builder
@@ -52,6 +58,73 @@ func (l Look) Wrap(line string, indent int) string {
 		blanks, begun = 1, true
 	}
 	return b.String()
+}
+
+// leastCell is how narrow a column of a table is made to find room.
+const leastCell = 12
+
+// Table lays out rows of the same number of cells, which must be fit to be shown,
+// in columns. Where they have no room side by side, the widest columns are made
+// narrower and their cells broken, long words too.
+func (l Look) Table(rows [][]string, indent int) string {
+	if len(rows) == 0 {
+		return ""
+	}
+	const gap = 2
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, c := range row {
+			widths[i] = max(widths[i], visible(c))
+		}
+	}
+	for l.Columns > 0 {
+		all := indent - gap
+		widest := 0
+		for i, w := range widths {
+			all += w + gap
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if all <= l.Columns || widths[widest] <= leastCell {
+			break
+		}
+		widths[widest]--
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		cells := make([][]string, len(row))
+		height := 0
+		for i, c := range row {
+			cells[i] = breakCell(c, widths[i])
+			height = max(height, len(cells[i]))
+		}
+		for y := range height {
+			line := strings.Repeat(" ", indent)
+			for i := range row {
+				text := ""
+				if y < len(cells[i]) {
+					text = cells[i][y]
+				}
+				line += text + strings.Repeat(" ", widths[i]-visible(text)+gap)
+			}
+			b.WriteString(strings.TrimRight(line, " ") + "\n")
+		}
+	}
+	return b.String()
+}
+
+func breakCell(text string, columns int) []string {
+	var lines []string
+	for line := range strings.SplitSeq(wrap(text, columns, 0), "\n") {
+		runes := []rune(line)
+		for len(runes) > columns {
+			lines = append(lines, string(runes[:columns]))
+			runes = runes[columns:]
+		}
+		lines = append(lines, string(runes))
+	}
+	return lines
 }
 
 // Redraw shows text, lines with an end each, in place of all that is on a

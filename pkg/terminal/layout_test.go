@@ -26,6 +26,40 @@ func TestWrap(t *testing.T) {
 	}
 }
 
+func TestTable(t *testing.T) {
+	rows := [][]string{
+		{"", "ADJ", "INTENDED", "OF"},
+		{"1", "1000", "1000, a BestEffort pod's", "/kubepods.slice/kubepods-besteffort.slice"},
+		{"2", "-5", "-", "größe"},
+	}
+	for columns, want := range map[int]string{
+		0: `
+     ADJ   INTENDED                  OF
+  1  1000  1000, a BestEffort pod's  /kubepods.slice/kubepods-besteffort.slice
+  2  -5    -                         größe
+`,
+		50: `
+     ADJ   INTENDED            OF
+  1  1000  1000, a BestEffort  /kubepods.slice/kub
+           pod's               epods-besteffort.sl
+                               ice
+  2  -5    -                   größe
+`,
+		30: `
+     ADJ   INTENDED      OF
+  1  1000  1000, a       /kubepods.sl
+           BestEffort    ice/kubepods
+           pod's         -besteffort.
+                         slice
+  2  -5    -             größe
+`,
+	} {
+		if got := "\n" + (Look{Columns: columns}).Table(rows, 2); got != want {
+			t.Errorf("%d columns: got %s\nwant %s", columns, got, want)
+		}
+	}
+}
+
 func TestFrame(t *testing.T) {
 	const five = "1\n2\n3\n" + "\x1b[1m4\x1b[0m" + "\n5\n"
 	for _, tt := range []struct {
