@@ -5,11 +5,23 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
+.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
 	go build $(GOFLAGS_BUILD) -o bin/kubectl-hygiene ./cmd/kubectl-hygiene
+
+# Completion is a file a shell finds by the command's name; kubectl asks
+# kubectl_complete-hygiene of the PATH.
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+install: build ## both, their manual pages and completion, under PREFIX (and DESTDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 0755 bin/agent bin/kubectl-hygiene cmd/kubectl-hygiene/kubectl_complete-hygiene $(DESTDIR)$(PREFIX)/bin
+	install -m 0644 docs/man/*.1 $(SHARE)/man/man1
+	bin/agent completion bash >$(SHARE)/bash-completion/completions/agent
+	bin/agent completion zsh >$(SHARE)/zsh/site-functions/_agent
+	bin/agent completion fish >$(SHARE)/fish/vendor_completions.d/agent.fish
 
 plugin: ## the kubectl plugin for every platform, as archives for krew, in dist/
 	VERSION=$(VERSION) hack/build-plugin.sh
@@ -75,8 +87,9 @@ setup:
 image: setup ## the container image as an archive in dist/, its bill of materials beside it
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents, schema and the list of linked packages, from their sources
+generate: ## manifests, documents, manual pages, schema and the list of linked packages, from their sources
 	go test ./manifests ./pkg/config ./pkg/probes ./test/arch -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked)' -update
+	go test ./cmd/... -run TestManPages -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

@@ -84,7 +84,18 @@ func newRoot() *cobra.Command {
 iSCSI, PID reservation, OOM scores, packages, units, kernel modules and sysctls.
 On a cluster it runs as a DaemonSet and reports Node conditions, Events and
 metrics; "agent check" looks at the host it is run on, with no cluster at all, and
-"agent plan" says what could be repaired there.`,
+"agent plan" says what could be repaired there.
+
+Environment: NO_COLOR switches colours off where it is not empty; TERM does that,
+too, where it is dumb, and what takes long is told once; NODE_NAME is the Node's
+name, where the host's own is another.
+
+Files: /var/lib/host-hygiene/ what was repaired and what had been there before, the
+agent's only folder; /var/lib/host-hygiene/agent.sock where the agent that runs
+answers explain.`,
+		Example: `agent check                  # what is wrong here, and how that is known
+agent explain oom            # one probe, and whom the kernel would kill first
+agent plan --config c.yaml   # what repairs would change`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

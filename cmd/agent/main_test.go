@@ -21,6 +21,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/pkg/terminal"
+	"github.com/hosthygiene/agent/test/man"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden outputs")
@@ -212,3 +213,6 @@ func TestKubeconfigServerReadsNoSecret(t *testing.T) {
 		h.Close()
 	}
 }
+
+// TestManPages: "make generate" writes docs/man.
+func TestManPages(t *testing.T) { man.Hold(t, newRoot(), "../../docs/man", *update) }

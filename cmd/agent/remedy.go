@@ -32,6 +32,8 @@ agent has left on the host by earlier repairs is listed too.
 
 Nothing is written. What only the package manager can tell is marked "not
 simulated"; --simulate has it make its own dry run.`,
+		Example: `agent plan --config c.yaml --simulate
+agent plan --config c.yaml --allow packages,units    # whatever the config allows`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"text", "json", "yaml"}, output) {
@@ -159,7 +161,8 @@ is changed.
 
 Exit codes: 0 everything that was planned has helped, or waits for a reboot;
 1 a step was refused, failed or has not helped; 2 usage or config error.`,
-		Args: cobra.NoArgs,
+		Example: "agent apply --config c.yaml --allow units",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.loadAllowing(allow)
 			if err != nil {
@@ -278,6 +281,8 @@ were before the last plan that was applied, or with --all before the first: what
 should be done before the agent is uninstalled. What somebody has changed since
 is left alone. Packages and loaded modules stay, because volumes may use them;
 how to remove them is said.`,
+		Example: `agent rollback          # the last plan
+agent rollback --all    # everything, before an uninstall`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := progress(cmd, "text")

@@ -34,6 +34,8 @@ the node. Reading the conditions takes no such right, see "kubectl hygiene -o wi
 
 Exit codes are those of "agent check": 0 nothing is wrong; 1 a finding; 2 usage, or
 nobody answers; 3 no finding, but a probe could not run.`,
+		Example: `kubectl hygiene explain n-time         # the probes that tell of a problem
+kubectl hygiene explain n-time oom     # this one, whatever it tells`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "text" && output != "json" {

@@ -33,6 +33,10 @@ It reads Nodes and the agent's pods, and changes nothing.
 
 Exit codes: 0 nothing is wrong; 1 a problem; 2 the command line or the kubeconfig
 is wrong, or nobody answers; 3 no problem known, but something could not be seen.`,
+		Example: `kubectl hygiene -l pool=storage -o wide
+kubectl hygiene --watch
+kubectl hygiene explain n-time time
+kubectl hygiene upgrade-check --to 1.37`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {

@@ -62,6 +62,8 @@ the name in its certificate; where it can not, that is said. It changes nothing.
 
 Exit codes, for pipelines: 0 fit; 1 findings; 2 usage, or nobody answers; 3 no
 finding, but not everything could be checked (--skip what never can be).`,
+		Example: `kubectl hygiene upgrade-check --to 1.37
+kubectl hygiene upgrade-check -o json --skip api-servers,storage-hashes`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
