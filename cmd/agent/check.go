@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,7 +118,7 @@ func (c *common) watch(ctx context.Context, w io.Writer, p *terminal.Progress, e
 			b.WriteString("---\n")
 		case output == "json":
 		case redraw:
-			fmt.Fprintf(&b, "%s, %s after each pass; Ctrl-C ends it\n", at.Format(time.TimeOnly), every)
+			fmt.Fprintf(&b, "%s  %s  (every %s, Ctrl-C ends it)\n", at.Format(time.TimeOnly), inBrief(r), every)
 		default:
 			fmt.Fprintln(&b, at.UTC().Format(time.RFC3339))
 		}
@@ -171,6 +172,28 @@ func (c *common) open() (host.View, func(), error) {
 		return nil, nil, exitError{exitUnknown, err}
 	}
 	return h, func() { h.Close() }, nil
+}
+
+// inBrief names the probes that do not say that all is well, for the first line of
+// a table that may have no room.
+func inBrief(r report.HostReport) string {
+	var wrong, unknown []string
+	for _, p := range r.Probes {
+		switch p.Status {
+		case finding.Problem:
+			wrong = append(wrong, p.Name)
+		case finding.Unknown:
+			unknown = append(unknown, p.Name)
+		}
+	}
+	var out []string
+	if len(wrong) > 0 {
+		out = append(out, "Problem: "+strings.Join(wrong, " "))
+	}
+	if len(unknown) > 0 {
+		out = append(out, "Unknown: "+strings.Join(unknown, " "))
+	}
+	return cmp.Or(strings.Join(out, "; "), "nothing is wrong")
 }
 
 // errInterrupted: what a pass says that was given up is of no worth.

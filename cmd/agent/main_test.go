@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -75,6 +76,77 @@ func TestCheckOverATree(t *testing.T) {
 	golden(t, "check.txt", out)
 }
 
+// TestWatch: through a pipe each pass comes with its time, or as one document more,
+// and being interrupted is no failure.
+func TestWatch(t *testing.T) {
+	for output, want := range map[string]string{
+		"table": "2000-01-01T00:00:03Z\nn1   (), kernel , init \n\nPROBE      STATUS        SUMMARY\ntime       OK            fine\n\n" +
+			"2000-01-01T00:00:16Z\nn1   (), kernel , init \n\nPROBE      STATUS        SUMMARY\ntime       OK            fine\n\n",
+		"yaml": "---\n{}---\n{}",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithTimeout(t.Context(), 28*time.Second)
+			defer stop()
+			var b bytes.Buffer
+			c := common{root: "/"}
+			err := c.watch(ctx, &b, nil, 10*time.Second, output, func(context.Context) (report.HostReport, error) {
+				time.Sleep(3 * time.Second)
+				return report.HostReport{Node: "n1", Probes: []report.ProbeReport{{Name: "time", Status: finding.OK, Summary: "fine"}}}, nil
+			})
+			got := b.String()
+			if output == "yaml" {
+				got = regexp.MustCompile(`(?s)agentVersion.*?\n\n`).ReplaceAllString(got, "{}")
+			}
+			if err != nil || got != want {
+				t.Errorf("%s: %v\n%q, want\n%q", output, err, got, want)
+			}
+		})
+	}
+}
+
+// TestInterrupted: half a pass is not shown as if it told of the host.
+func TestInterrupted(t *testing.T) {
+	t.Setenv("NODE_NAME", "n1")
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for _, args := range [][]string{{"check"}, {"check", "--watch"}, {"explain", "time"}, {"plan"}} {
+		var b bytes.Buffer
+		root := newRoot()
+		root.SetOut(&b)
+		root.SetArgs(append(args, "--root", tree(t)))
+		want := exitUnknown
+		if len(args) == 2 && args[1] == "--watch" {
+			want = exitOK
+		}
+		if code := exitCode(root.ExecuteContext(ctx)); code != want || b.Len() > 0 {
+			t.Errorf("%v: exit code %d, want %d; printed %q", args, code, want, b.String())
+		}
+	}
+}
+
+// TestColumns: no line of the table is longer than the terminal, but for words
+// that are.
+func TestColumns(t *testing.T) {
+	r := report.HostReport{Node: "n1", Probes: []report.ProbeReport{{
+		Name: "disks", Status: finding.Problem, Summary: strings.Repeat("some disks ", 20), Error: strings.Repeat("could not be seen ", 9),
+		Findings: []finding.Finding{{Reason: "DeviceOffline", Severity: finding.Critical, Subject: "sda", Message: strings.Repeat("sda is offline ", 12),
+			Evidence: []finding.Evidence{{Source: "/sys/block/sda/device/state", Observed: strings.Repeat("offline ", 12), Expected: "running"}}}},
+	}}}
+	for _, columns := range []int{80, 160} {
+		var b bytes.Buffer
+		if err := r.WriteTable(&b, report.Style{Look: terminal.Look{Columns: columns}, Wide: true}); err != nil {
+			t.Fatal(err)
+		}
+		longest := 0
+		for line := range strings.Lines(b.String()) {
+			longest = max(longest, len(line)-1)
+		}
+		if longest > columns || longest < columns*3/4 {
+			t.Errorf("the longest line of %d columns has %d:\n%s", columns, longest, b.String())
+		}
+	}
+}
+
 func TestCheckFormats(t *testing.T) {
 	dir := tree(t)
 	out, code := agent(t, "check", "--root", dir, "-o", "json")
@@ -121,6 +193,8 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"check", "-o", "xml"}, "-o xml: want table, wide, json, yaml or junit"},
+		{[]string{"check", "--watch", "-o", "junit"}, "--watch: a JUnit file holds one pass"},
+		{[]string{"check", "--watch", "--every", "0s"}, "--every 0s: want more than 0"},
 		{[]string{"chekc"}, `unknown command "chekc" for "agent"`},
 		{[]string{"check", "extra"}, `unknown command "extra" for "agent check"`},
 		{[]string{"check", "--no-such-flag"}, "unknown flag: --no-such-flag"},

@@ -91,7 +91,7 @@ func (t *text) step(s Step) {
 		t.prose("", "   after "+strings.Join(s.DependsOn, ", "), 9)
 	}
 	for _, f := range s.Files {
-		t.line("", fmt.Sprintf("   file  %s mode %s owner %s", f.Path, f.Mode, f.Owner))
+		t.prose("", fmt.Sprintf("   file  %s mode %s owner %s", f.Path, f.Mode, f.Owner), 9)
 		for line := range strings.Lines(f.Diff) {
 			code := map[byte]string{'+': terminal.Green, '-': terminal.Red, '@': terminal.Grey}[line[0]]
 			t.line(code, "     "+strings.TrimSuffix(line, "\n"))
