@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down clean
+.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down chaos soak clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -34,7 +34,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -57,6 +57,19 @@ nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 	go test -count=1 -timeout 2h -v ./test/fuzzproof -run 'TestFuzzersFindBugs' -prove
 	HYGIENE_NIGHTLY=1 go test -count=1 ./pkg/probes -run TestHostileFiles
 	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 3h -v -p 1 ./test/...
+
+# SEED=4711 repeats a run's random moments.
+SEED ?= 0
+chaos: setup ## what may go wrong around the agent, half an hour, into docs/reliability.md
+	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED)
+
+# FOR=5m is a short one, SEED=4711 makes the same faults again. BROKEN=pids
+# breaks the agent first, by test/e2e/testdata/broken/pids.diff: it has to fail.
+FOR ?= 30m
+BROKEN ?=
+soak: setup ## faults of all kinds at random for half an hour, and a node that lacks what the agent needs, into docs/reliability.md
+	go test -tags cluster -count=1 -timeout 3h -v ./test/e2e -run '^Test$(if $(BROKEN),Soak,(Soak|Starved))$$' \
+		-soak=$(FOR) -soak-seed=$(SEED) -broken=$(BROKEN) -soak-figures=$(CURDIR)/docs/reliability.md
 
 bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...
@@ -87,8 +100,8 @@ setup:
 image: setup ## the container image as an archive in dist/, its bill of materials beside it
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents, manual pages, schema and the list of linked packages, from their sources
-	go test ./manifests ./pkg/config ./pkg/probes ./test/arch -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked)' -update
+generate: ## manifests, documents, manual pages, schema, alerts, dashboard and the list of linked packages, from their sources
+	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Generated|Runbooks)' -update
 	go test ./cmd/... -run TestManPages -update
 
 cluster-up: setup ## the test cluster, left up for a person

@@ -10,7 +10,7 @@ if [ -n "$unformatted" ]; then
 fi
 go vet ./...
 go vet -tags cluster ./test/...
-for module in plots render sbom; do go -C hack/$module vet .; done
+for module in monitoring plots render sbom; do go -C hack/$module vet .; done
 # The kubectl plugin runs where people sit.
 for os in darwin windows; do
   GOOS=$os go vet ./cmd/kubectl-hygiene

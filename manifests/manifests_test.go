@@ -19,6 +19,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -90,6 +91,22 @@ type installation struct {
 	clusterBinds []rbacv1.ClusterRoleBinding
 	policies     []admissionv1.ValidatingAdmissionPolicy
 	policyBinds  []admissionv1.ValidatingAdmissionPolicyBinding
+	monitors     []podMonitor
+}
+
+// podMonitor is what is judged of one here; test/install has the API server judge
+// all of it by the operator's own definitions.
+type podMonitor struct {
+	Spec struct {
+		JobLabel  string               `json:"jobLabel"`
+		Selector  metav1.LabelSelector `json:"selector"`
+		Endpoints []struct {
+			Port        string `json:"port"`
+			Relabelings []struct {
+				TargetLabel string `json:"targetLabel"`
+			} `json:"relabelings"`
+		} `json:"podMetricsEndpoints"`
+	} `json:"spec"`
 }
 
 func load(t *testing.T, text []byte) installation {
@@ -127,6 +144,13 @@ func load(t *testing.T, text []byte) installation {
 			in.policies = append(in.policies, decode[admissionv1.ValidatingAdmissionPolicy](t, doc))
 		case "ValidatingAdmissionPolicyBinding":
 			in.policyBinds = append(in.policyBinds, decode[admissionv1.ValidatingAdmissionPolicyBinding](t, doc))
+		case "PodMonitor":
+			var m podMonitor
+			if err := yaml.Unmarshal(doc, &m); err != nil {
+				t.Fatal(err)
+			}
+			in.monitors = append(in.monitors, m)
+		case "PrometheusRule": // test/monitoring compares it with its source
 		default:
 			t.Errorf("unexpected kind %q", meta.Kind)
 		}
@@ -362,6 +386,46 @@ func TestService(t *testing.T) {
 	}
 }
 
+// observes holds the least privilege that docs/observe.md gives the reasons for:
+// what is added here is added there.
+func observes(base, in installation) error {
+	pod, was := in.daemonSet.Spec.Template.Spec, base.daemonSet.Spec.Template.Spec
+	c := pod.Containers[0]
+	want := &corev1.SecurityContext{
+		Privileged: new(bool), AllowPrivilegeEscalation: new(bool), ReadOnlyRootFilesystem: was.Containers[0].SecurityContext.ReadOnlyRootFilesystem,
+		RunAsUser: new(int64), RunAsGroup: new(int64),
+		Capabilities:    &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"SYS_PTRACE", "SYSLOG"}},
+		SeccompProfile:  &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined},
+	}
+	var errs []error
+	if d := cmp.Diff(want, c.SecurityContext); d != "" {
+		errs = append(errs, fmt.Errorf("security context (-want +got): %s", d))
+	}
+	if !slices.Contains(c.Env, corev1.EnvVar{Name: "HOST_HYGIENE_OBSERVE", Value: "true"}) {
+		errs = append(errs, fmt.Errorf("environment %v", c.Env))
+	}
+	if d := cmp.Diff(was.Containers[0].Args, c.Args); d != "" {
+		errs = append(errs, fmt.Errorf("arguments: %s", d))
+	}
+	for _, v := range pod.Volumes {
+		if v.HostPath != nil {
+			errs = append(errs, fmt.Errorf("it mounts %s of the host", v.HostPath.Path))
+		}
+	}
+	for _, r := range in.roles {
+		for _, rule := range r.Rules {
+			if slices.Contains(rule.Resources, "leases") {
+				errs = append(errs, fmt.Errorf("role %s still gives it Leases", r.Name))
+			}
+		}
+	}
+	if len(in.roles) != len(base.roles)-1 || len(in.bindings) != len(base.bindings)-1 {
+		errs = append(errs, fmt.Errorf("%d roles and %d bindings", len(in.roles), len(in.bindings)))
+	}
+	return errors.Join(errs...)
+}
+
 // Every overlay says what it is for; what it does is held here.
 func TestOverlays(t *testing.T) {
 	base := load(t, render(t, "kustomize/base"))
@@ -416,6 +480,28 @@ func TestOverlays(t *testing.T) {
 			}
 			if want := slices.DeleteFunc(slices.Clone(base.names), func(n string) bool { return strings.HasPrefix(n, "ValidatingAdmissionPolicy") }); !slices.Equal(want, in.names) {
 				return fmt.Errorf("it installs %q", in.names)
+			}
+			return nil
+		},
+		"observe": func(in installation) error { return observes(base, in) },
+		// The alerts go by job="host-hygiene-agent" and by the label node.
+		"prometheus-operator": func(in installation) error {
+			want := append(slices.Clone(base.names), "PodMonitor host-hygiene/host-hygiene-agent", "PrometheusRule host-hygiene/host-hygiene-agent")
+			if !slices.Equal(want, in.names) {
+				return fmt.Errorf("it installs %q", in.names)
+			}
+			pod := in.daemonSet.Spec.Template
+			m := in.monitors[0].Spec
+			for k, v := range m.Selector.MatchLabels {
+				if pod.Labels[k] != v {
+					return fmt.Errorf("it selects %s=%s, the pods have %q", k, v, pod.Labels[k])
+				}
+			}
+			if got := pod.Labels[m.JobLabel]; got != "host-hygiene-agent" {
+				return fmt.Errorf("the job is %q", got)
+			}
+			if e := m.Endpoints[0]; e.Port != pod.Spec.Containers[0].Ports[0].Name || e.Relabelings[0].TargetLabel != "node" {
+				return fmt.Errorf("it scrapes %+v", e)
 			}
 			return nil
 		},

@@ -167,7 +167,7 @@ func (c *common) open() (host.View, func(), error) {
 		}
 		return tree, func() { tree.Close() }, nil
 	}
-	h, err := host.Open(host.Options{})
+	h, err := host.Open(host.Options{Observe: c.observe})
 	if err != nil {
 		return nil, nil, exitError{exitUnknown, err}
 	}
@@ -210,9 +210,11 @@ func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections,
 	if err != nil {
 		return report.HostReport{}, err
 	}
-	if err := remedy.Annotate(ctx, view, reports); err != nil {
-		p.Done()
-		fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
+	if !c.observe {
+		if err := remedy.Annotate(ctx, view, reports); err != nil {
+			p.Done()
+			fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
+		}
 	}
 	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports), nil
 }

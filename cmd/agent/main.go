@@ -48,9 +48,12 @@ func (e exitError) Error() string {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := newRoot().ExecuteContext(ctx)
-	stop()
+	observe, err := observing(os.Getenv(observeVar))
+	if err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		err = newRoot(observe).ExecuteContext(ctx)
+		stop()
+	}
 	os.Exit(exitCode(err))
 }
 
@@ -73,10 +76,13 @@ func exitCode(err error) int {
 type common struct {
 	config string
 	root   string
+	// observe: nothing is done that changes the host, see observeVar.
+	observe bool
 }
 
-func newRoot() *cobra.Command {
-	var c common
+// newRoot makes the commands; with observe those of repairs are refused.
+func newRoot(observe bool) *cobra.Command {
+	c := common{observe: observe}
 	root := &cobra.Command{
 		Use:   "agent",
 		Short: "Checks that this Linux host is fit to run storage and workloads",
@@ -103,7 +109,12 @@ agent plan --config c.yaml   # what repairs would change`,
 	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")
 	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
 	_ = root.MarkPersistentFlagDirname("root")
-	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newPlan(&c), newApply(&c), newRollback(&c), newValidate(), newCleanup(), newResume(), newVersion())
+	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newValidate(), newCleanup(), newVersion())
+	repairs := []*cobra.Command{newPlan(&c), newApply(&c), newRollback(&c), newResume()}
+	if observe {
+		repairs = refused(repairs...)
+	}
+	root.AddCommand(repairs...)
 	return root
 }
 

@@ -31,7 +31,7 @@ var update = flag.Bool("update", false, "rewrite the golden outputs")
 func agent(t *testing.T, args ...string) (out string, code int) {
 	t.Helper()
 	t.Setenv("NODE_NAME", "n1")
-	root := newRoot()
+	root := newRoot(false)
 	var b bytes.Buffer
 	root.SetOut(&b)
 	root.SetErr(&b)
@@ -111,7 +111,7 @@ func TestInterrupted(t *testing.T) {
 	stop()
 	for _, args := range [][]string{{"check"}, {"check", "--watch"}, {"explain", "time"}, {"plan"}} {
 		var b bytes.Buffer
-		root := newRoot()
+		root := newRoot(false)
 		root.SetOut(&b)
 		root.SetArgs(append(args, "--root", tree(t)))
 		want := exitUnknown
@@ -289,4 +289,4 @@ func TestKubeconfigServerReadsNoSecret(t *testing.T) {
 }
 
 // TestManPages: "make generate" writes docs/man.
-func TestManPages(t *testing.T) { man.Hold(t, newRoot(), "../../docs/man", *update) }
+func TestManPages(t *testing.T) { man.Hold(t, newRoot(false), "../../docs/man", *update) }

@@ -139,7 +139,7 @@ func (c *common) changer(p *terminal.Progress) (host.View, *remedy.Applier, func
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ch, err := host.OpenForChange(host.Options{})
+	ch, err := host.OpenForChange(host.Options{Observe: c.observe})
 	if err != nil {
 		closeView()
 		return nil, nil, nil, exitError{exitUnknown, err}

@@ -24,7 +24,7 @@ func (d *daemon) remedies(view host.View, api *report.API, p *report.Publisher, 
 		Allowed: d.allowRemedies,
 		Plan:    remedy.PlanFor(view),
 		Work: func(permit remedy.Permit, told func(remedy.Result)) (remedy.Worker, error) {
-			changer, err := host.OpenForChange(host.Options{})
+			changer, err := host.OpenForChange(host.Options{Observe: d.observe})
 			if err != nil {
 				return nil, err
 			}

@@ -49,7 +49,7 @@ func TestResume(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out bytes.Buffer
-			root := newRoot()
+			root := newRoot(false)
 			root.SetOut(&out)
 			root.SetArgs([]string{"resume", "--kubeconfig", config})
 			err := root.ExecuteContext(t.Context())

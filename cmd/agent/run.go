@@ -24,6 +24,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/remedy"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/pkg/watch"
 )
@@ -52,6 +53,9 @@ func newRun(c *common) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if d.root != "" {
 				return exitError{exitUsage, errors.New("--root is for a tree at rest; run needs a running host")}
+			}
+			if d.observe && d.allowRemedies {
+				return exitError{exitUsage, fmt.Errorf("--allow-remedies: %w", errObserves)}
 			}
 			return d.run(cmd.Context())
 		},
@@ -84,9 +88,13 @@ func (d *daemon) run(ctx context.Context) error {
 		// collections of a heap of a few megabytes.
 		debug.SetGCPercent(50)
 	}
+	if err := host.SmallPages(); err != nil {
+		log.Debug("huge pages stay on", "error", err)
+	}
 	lagTimers()
+	reserveThreads(maxParallel, spareThreads)
 	var view *host.Host
-	view, err = host.Open(host.Options{Kubelet: kubeletClient(func() host.Files { return view })})
+	view, err = host.Open(host.Options{Observe: d.observe, Kubelet: kubeletClient(func() host.Files { return view })})
 	if err != nil {
 		return exitError{exitFinding, err}
 	}
@@ -110,8 +118,6 @@ func (d *daemon) run(ctx context.Context) error {
 	var latest latestSnapshot
 	var eng *engine.Engine
 	wake := func(ctx context.Context, probe string) { eng.Wake(ctx, probe) }
-	remedies := d.remedies(view, api, publisher, log, wake)
-	metrics.Remedies = remedies.Counts
 	watcher := watch.New(view, log, wake)
 	// What the agent before us told must be known before the first judgement,
 	// or a held-back problem would clear and come again, and before the config
@@ -124,8 +130,17 @@ func (d *daemon) run(ctx context.Context) error {
 	})
 	prior := func(condition string) bool { known(); return publisher.Prior(condition) }
 	settings.awaitLabels = known
-	eng = engine.New(view, log, prior, publisher, metrics, &latest, remedies, watcher)
-	eng.Annotate = remedies.Attempt
+	var remedies *remedy.Controller
+	reporters := []engine.Reporter{publisher, metrics, &latest}
+	if d.observe {
+		log.Info("this agent only observes: no remedy is planned or done, whatever the config says")
+		eng = engine.New(view, log, prior, append(reporters, &observer{tell: publisher.Tell, log: log}, watcher)...)
+	} else {
+		remedies = d.remedies(view, api, publisher, log, wake)
+		metrics.Remedies = remedies.Counts
+		eng = engine.New(view, log, prior, append(reporters, remedies, watcher)...)
+		eng.Annotate = remedies.Attempt
+	}
 	eng.Cluster = cluster{publisher, api, known}
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
@@ -153,8 +168,29 @@ func (d *daemon) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer running.Wait()
 	defer cancel()
-	if err := listen(d.healthAddr, d.health(eng, publisher)); err != nil {
-		return err
+	var yielded yielded
+	serveHealth := func() error { return listen(d.healthAddr, d.health(eng, publisher, &yielded)) }
+	healthy := false
+	claim, err := claimHost(ctx, view, log, func(to error) {
+		if yielded.to.Swap(&to) == nil {
+			// The other one may have the port, and then nobody can be answered.
+			healthy = serveHealth() == nil
+		}
+	})
+	switch {
+	case ctx.Err() != nil:
+		log.Info("stopping")
+		return nil
+	case err != nil:
+		log.Warn("whether another agent runs on this node can not be told", "error", err)
+	default:
+		defer claim.Close()
+	}
+	yielded.to.Store(nil)
+	if !healthy {
+		if err := serveHealth(); err != nil {
+			return err
+		}
 	}
 	switch {
 	case d.metricsAddr == "":
@@ -201,7 +237,9 @@ func (d *daemon) run(ctx context.Context) error {
 	running.Go(func() { eng.Run(ctx) })
 	running.Go(func() { watcher.Run(ctx) })
 	running.Go(func() { settings.follow(ctx, d.config) })
-	running.Go(func() { remedies.Run(ctx) })
+	if remedies != nil {
+		running.Go(func() { remedies.Run(ctx) })
+	}
 	select {
 	case <-ctx.Done():
 		log.Info("stopping")
@@ -210,6 +248,50 @@ func (d *daemon) run(ctx context.Context) error {
 		return exitError{exitFinding, err}
 	}
 }
+
+// claims is what gives a process its claim on the host.
+type claims interface {
+	Claim(ctx context.Context, dir string) (*host.Claim, error)
+}
+
+// claimEvery is how often an agent that waits for another one's end looks.
+const claimEvery = time.Second
+
+// claimHost waits until this is the only agent of the node: two that each write
+// what they find would take turns at every difference between them. yield is
+// told to whom it waits, again and again. Another error says that it can not be
+// found out, such as without the folder.
+func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to error)) (*host.Claim, error) {
+	waiting := false
+	for {
+		c, err := h.Claim(ctx, remedy.StateDir)
+		var held *host.ClaimedError
+		switch {
+		case err == nil && c.Orphaned != 0:
+			log.Warn("the agent before this one has ended, but for a thread that hangs in the kernel", "process", c.Orphaned)
+			return c, nil
+		case err == nil:
+			if waiting {
+				log.Info("the other agent has ended, this one goes on")
+			}
+			return c, nil
+		case !errors.As(err, &held):
+			return nil, err
+		case !waiting:
+			waiting = true
+			log.Error("another agent runs on this node: this one waits until it ends, and tells nothing", "error", err)
+		}
+		yield(err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+// yielded is to whom this agent has left the node, if to anybody.
+type yielded struct{ to atomic.Pointer[error] }
 
 func (d *daemon) logger() (*slog.Logger, error) {
 	opts := &slog.HandlerOptions{Level: d.logLevel}
@@ -268,13 +350,16 @@ func (s *settings) changed(c *config.Config, err error) {
 	s.apply()
 }
 
-func (s *settings) setLabels(labels map[string]string) {
+// setLabels says whether they put another config into force.
+func (s *settings) setLabels(labels map[string]string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.labels = labels
-	if s.read && s.file != nil && s.file.Overrides() > 0 {
-		s.apply()
+	if !s.read || s.file == nil || s.file.Overrides() == 0 {
+		return false
 	}
+	s.apply()
+	return true
 }
 
 func (s *settings) apply() {
@@ -302,11 +387,15 @@ type latestSnapshot struct {
 // Report implements [engine.Reporter].
 func (l *latestSnapshot) Report(s engine.Snapshot) { l.Store(&s) }
 
-func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
+func (d *daemon) health(eng *engine.Engine, p *report.Publisher, y *yielded) http.Handler {
 	mux := http.NewServeMux()
 	// Liveness is the scheduler's answer: a probe that hangs on a dead mount has
 	// a thread that no restart can end.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if y.to.Load() != nil { // nothing is scheduled yet
+			fmt.Fprintln(w, "ok")
+			return
+		}
 		if age := eng.Stalled(); age > d.livenessLimit {
 			http.Error(w, fmt.Sprintf("the scheduler has not come round for %s", age.Round(time.Second)), http.StatusServiceUnavailable)
 			return
@@ -314,6 +403,10 @@ func (d *daemon) health(eng *engine.Engine, p *report.Publisher) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if to := y.to.Load(); to != nil {
+			http.Error(w, fmt.Sprintf("another agent runs on this node: %v", *to), http.StatusServiceUnavailable)
+			return
+		}
 		select {
 		case <-p.Reported():
 			fmt.Fprintln(w, "ok")

@@ -397,7 +397,7 @@ func TestMetricsTellNoIdentity(t *testing.T) {
 	for _, name := range []string{
 		"hosthygiene_problem", "hosthygiene_probe_status", "hosthygiene_probe_duration_seconds", "hosthygiene_probe_runs_total",
 		"hosthygiene_probe_last_success_timestamp_seconds", "hosthygiene_time_offset_seconds", "hosthygiene_time_error_bound_seconds",
-		"hosthygiene_multipath_paths", "hosthygiene_iscsi_sessions", "hosthygiene_iscsi_initiator_info", "hosthygiene_pids",
+		"hosthygiene_multipath_paths", "hosthygiene_iscsi_sessions", "hosthygiene_iscsi_initiator_info", "hosthygiene_identity_info", "hosthygiene_pids",
 		"hosthygiene_oom_kills_total", "hosthygiene_package_installed", "hosthygiene_api_writes_total", "hosthygiene_remedies_total",
 		"hosthygiene_config_last_reload_successful", "hosthygiene_build_info",
 	} {
@@ -410,7 +410,7 @@ func TestMetricsTellNoIdentity(t *testing.T) {
 			t.Errorf("%s is not ours", name)
 		}
 	}
-	if got := slices.Sorted(maps.Keys(hashed)); !slices.Equal(got, []string{"hosthygiene_iscsi_initiator_info", "hosthygiene_multipath_paths"}) {
+	if got := slices.Sorted(maps.Keys(hashed)); !slices.Equal(got, []string{"hosthygiene_identity_info", "hosthygiene_iscsi_initiator_info", "hosthygiene_multipath_paths"}) {
 		t.Errorf("hashes are in %q", got)
 	}
 	t.Logf("%d identities, %d metrics", planted, len(seen))

@@ -18,6 +18,9 @@ type Changer struct{ h *Host }
 
 // OpenForChange reaches for the machine this process runs on, as [Open] does.
 func OpenForChange(o Options) (*Changer, error) {
+	if o.Observe {
+		return nil, errObserves
+	}
 	h, err := Open(o)
 	if err != nil {
 		return nil, err

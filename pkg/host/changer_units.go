@@ -126,7 +126,7 @@ func isBusError(err error, name string) bool {
 
 // Job asks what became of a job; Found is false when there is none.
 func (c *Changer) Job(ctx context.Context, name string) (JobState, error) {
-	return askBus(ctx, &c.h.bus, c.h.bus.systemd, func(ctx context.Context, conn *dbus.Conn) (JobState, error) {
+	return askSystemd(ctx, &c.h.bus, func(ctx context.Context, conn *dbus.Conn) (JobState, error) {
 		var list []systemd.UnitStatus
 		err := conn.Object(systemdName, systemdPath).CallWithContext(ctx, systemdManager+".ListUnitsByNames", dbus.FlagNoAutoStart, []string{name + ".service"}).Store(&list)
 		if err != nil || len(list) != 1 {
@@ -138,7 +138,7 @@ func (c *Changer) Job(ctx context.Context, name string) (JobState, error) {
 
 // Jobs lists the agent's jobs that systemd still knows.
 func (c *Changer) Jobs(ctx context.Context) ([]JobState, error) {
-	return askBus(ctx, &c.h.bus, c.h.bus.systemd, func(ctx context.Context, conn *dbus.Conn) ([]JobState, error) {
+	return askSystemd(ctx, &c.h.bus, func(ctx context.Context, conn *dbus.Conn) ([]JobState, error) {
 		var list []systemd.UnitStatus
 		err := conn.Object(systemdName, systemdPath).CallWithContext(ctx, systemdManager+".ListUnitsByPatterns", dbus.FlagNoAutoStart, []string{}, []string{JobPrefix + "*.service"}).Store(&list)
 		if err != nil {

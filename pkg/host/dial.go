@@ -55,6 +55,8 @@ func (h *Host) dialer(network, address string) (func(context.Context) (net.Conn,
 		}, nil
 	case network == "unix" && path.IsAbs(address):
 		return func(ctx context.Context) (net.Conn, error) { return h.dialPath(ctx, address) }, nil
+	case network == "unixgram" && path.IsAbs(address) && h.observe:
+		return nil, fmt.Errorf("a client socket beside it: %w", errObserves)
 	case network == "unixgram" && path.IsAbs(address):
 		return func(ctx context.Context) (net.Conn, error) { return h.dialBound(ctx, address) }, nil
 	case unixSocket:
@@ -182,7 +184,7 @@ func (h *Host) dialBound(ctx context.Context, server string) (conn net.Conn, err
 		// The mode comes from the umask, which is this thread's own here. A
 		// chmod(2) by name could be led to another file by whoever owns the
 		// directory, and chronyd's is not root's.
-		unix.Umask(0o111)
+		defer unix.Umask(unix.Umask(0o111))
 		d := net.Dialer{LocalAddr: &net.UnixAddr{Net: "unixgram", Name: local}}
 		conn, err = d.DialContext(ctx, "unixgram", remote)
 		return err

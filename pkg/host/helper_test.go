@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +23,14 @@ import (
 // of the tests.
 const helperVariable = "HOST_TEST_HELPER"
 
+// init keeps the first thread for the one who ends it.
+func init() {
+	if strings.HasPrefix(os.Getenv(helperVariable), "remains ") {
+		runtime.GOMAXPROCS(4)
+		runtime.LockOSThread()
+	}
+}
+
 func TestMain(m *testing.M) {
 	switch mode, arg, _ := strings.Cut(os.Getenv(helperVariable), " "); mode {
 	case "":
@@ -30,6 +39,8 @@ func TestMain(m *testing.M) {
 		fatal(playInit(arg))
 	case "lock":
 		fatal(playLock(arg))
+	case "claim", "remains":
+		fatal(playClaim(arg, mode == "remains"))
 	case "storm":
 		fatal(playStorm(arg))
 	case "watches":

@@ -25,6 +25,10 @@ type Options struct {
 	// Kubelet does GET of a path of the kubelet's API. Without it KubeletAPI
 	// answers [ErrNotConfigured].
 	Kubelet func(ctx context.Context, path string, read func(io.Reader) error) error
+	// Observe leaves out what puts something on the host for a moment: commands
+	// and the control group they run in, and client sockets with a name. What
+	// needs them answers fs.ErrPermission.
+	Observe bool
 
 	// init is the process whose namespaces are the host's; 0 means 1. Tests
 	// put a process of their own there.
@@ -36,6 +40,7 @@ type Options struct {
 type Host struct {
 	*Root
 	kubelet func(ctx context.Context, path string, read func(io.Reader) error) error
+	observe bool
 	ns      *namespaces
 	table   processTable
 	blocks  blockTable
@@ -89,20 +94,25 @@ func Open(o Options) (*Host, error) {
 		}
 		return nil, err
 	}
-	h := &Host{Root: r, kubelet: o.Kubelet, ns: ns}
-	h.bus.host, h.log.host = h, h
+	h := &Host{Root: r, kubelet: o.Kubelet, observe: o.Observe, ns: ns}
+	h.bus.host, h.bus.patience, h.log.host = h, busPatience, h
 	return h, nil
 }
 
+// errObserves is why something is not done under [Options.Observe].
+var errObserves = fmt.Errorf("not done by an agent that only observes: %w", fs.ErrPermission)
+
 // unprivileged says what a container lacks when PID 1 can not be looked at.
 func unprivileged(err error) error {
-	return fmt.Errorf("the host can not be reached, because the container is not privileged (it needs CAP_SYS_PTRACE and CAP_SYS_ADMIN): %w", err)
+	return fmt.Errorf("the host can not be reached, because PID 1 may not be looked at from this container (it needs CAP_SYS_PTRACE, and no AppArmor or SELinux confinement): %w", err)
 }
 
 // Close gives up the connections to the host's daemons and its tree.
 func (h *Host) Close() error {
 	h.bus.close()
-	h.removeCgroup()
+	if !h.observe {
+		h.removeCgroup()
+	}
 	h.log.close()
 	h.ns.close()
 	return h.Root.Close()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,10 @@ type namespaces struct {
 	// hidden is why init's namespaces could not be seen; they are taken for ours
 	// then, as is true for whoever starts the agent by hand.
 	hidden error
+
+	mu     sync.Mutex
+	idle   map[int]*insider // by the kinds they are in
+	closed bool
 }
 
 type namespace struct {
@@ -72,6 +77,13 @@ func openNamespaces(pid int) (*namespaces, error) {
 }
 
 func (n *namespaces) close() {
+	n.mu.Lock()
+	n.closed = true
+	for _, in := range n.idle {
+		close(in.calls)
+	}
+	n.idle = nil
+	n.mu.Unlock()
 	for _, k := range n.list {
 		unix.Close(k.fd)
 	}
@@ -88,36 +100,70 @@ func (n *namespaces) differs(flag int) bool {
 	return false
 }
 
-// do runs f on a thread that is in init's namespaces of the given kinds, and
-// whose umask, working directory and root are its own. Sockets made and
-// processes started by f are the host's; goroutines started by f are not inside.
-// The thread is never used for anything else: its goroutine ends without
-// unlocking it, and the runtime then destroys the thread.
-func (n *namespaces) do(kinds int, f func() error) error {
-	done := make(chan error, 1)
-	go n.onThread(kinds, f, done, make(chan struct{}))
-	return <-done
+// insider is a thread in init's namespaces, which serves one caller at a time.
+// It is kept: a thread that entered can not go back to the runtime, and for each
+// that is thrown away the runtime makes another, which ends the program where the
+// host has no PID left for it (runtime/os_linux.go, newosproc).
+type insider struct {
+	calls chan func() error // closed to end the thread
+	done  chan error        // room for one
 }
 
-func (n *namespaces) onThread(kinds int, f func() error, done chan<- error, pinned chan<- struct{}) {
+// do runs f on a thread that is in init's namespaces of the given kinds, and
+// whose umask, working directory and root are its own; f leaves them as they
+// are. Sockets made and processes started by f are the host's; goroutines started
+// by f are not inside.
+func (n *namespaces) do(kinds int, f func() error) error {
+	n.mu.Lock()
+	in := n.idle[kinds]
+	delete(n.idle, kinds)
+	n.mu.Unlock()
+	if in == nil {
+		in = &insider{calls: make(chan func() error), done: make(chan error, 1)}
+		entered := make(chan error, 1)
+		go n.onThread(kinds, in, entered, make(chan struct{}))
+		if err := <-entered; err != nil {
+			return err
+		}
+	}
+	in.calls <- f
+	err := <-in.done
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed || n.idle[kinds] != nil {
+		close(in.calls)
+		return err
+	}
+	if n.idle == nil {
+		n.idle = map[int]*insider{}
+	}
+	n.idle[kinds] = in
+	return err
+}
+
+// onThread makes a thread of its own an insider. It ends with its goroutine,
+// which never unlocks it.
+func (n *namespaces) onThread(kinds int, in *insider, entered chan<- error, pinned chan<- struct{}) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// The main thread can not be destroyed, and /proc/self/ns is its. While
 		// it is held here another goroutine must get another thread.
 		elsewhere := make(chan struct{})
-		go n.onThread(kinds, f, done, elsewhere)
+		go n.onThread(kinds, in, entered, elsewhere)
 		<-elsewhere
 		runtime.UnlockOSThread()
 		return
 	}
 	close(pinned)
-	_, err := protect(func() (struct{}, error) {
-		if err := n.enter(kinds); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, f()
-	})
-	done <- err
+	_, err := protect(func() (struct{}, error) { return struct{}{}, n.enter(kinds) })
+	entered <- err
+	if err != nil {
+		return
+	}
+	for f := range in.calls {
+		_, err := protect(func() (struct{}, error) { return struct{}{}, f() })
+		in.done <- err
+	}
 }
 
 func (n *namespaces) enter(kinds int) error {

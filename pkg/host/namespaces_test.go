@@ -187,6 +187,16 @@ func TestNoThreadLeaks(t *testing.T) {
 	if len(seen) != 2 {
 		t.Errorf("entries were in %v, want one mount and one network namespace", seen)
 	}
+	inside := 0
+	for set, n := range threadNamespaces(t) {
+		if before[set] == 0 {
+			inside += n
+		}
+	}
+	if inside != 1 {
+		t.Errorf("%d threads are kept inside, want 1", inside)
+	}
+	h.Close()
 	var after map[string]int
 	eventually(t, "all threads in our own namespaces", func() bool {
 		after = threadNamespaces(t)
@@ -297,4 +307,62 @@ func TestOpenWithoutHostPID(t *testing.T) {
 	if !errors.Is(err, ErrNoHostPID) && !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Open in a pod that sees no host: %v", err)
 	}
+}
+
+// A thread for each call would be one that the host may refuse, which ends the
+// program.
+func TestThreadsInNamespacesAreKept(t *testing.T) {
+	h := openForeign(t, "")
+	thread := func(kinds int) (tid int) {
+		t.Helper()
+		if err := h.ns.do(kinds, func() error { tid = unix.Gettid(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return tid
+	}
+	net := thread(unix.CLONE_NEWNET)
+	if other := thread(unix.CLONE_NEWNS); other == net {
+		t.Fatal("one thread is in the network namespace and in the mount namespace")
+	}
+	for range 20 {
+		if again := thread(unix.CLONE_NEWNET); again != net {
+			t.Fatalf("thread %d, then %d", net, again)
+		}
+	}
+	// What runs there at the same time needs another, which is not kept besides.
+	var second, third int
+	if err := h.ns.do(unix.CLONE_NEWNET, func() error {
+		second = thread(unix.CLONE_NEWNET)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if third = thread(unix.CLONE_NEWNET); second == net || third != second && third != net {
+		t.Errorf("threads %d, %d, %d", net, second, third)
+	}
+	// A call that panics leaves it usable.
+	if err := h.ns.do(unix.CLONE_NEWNET, func() error { panic("here") }); err == nil || !strings.Contains(err.Error(), "here") {
+		t.Errorf("a panic: %v", err)
+	}
+	if again := thread(unix.CLONE_NEWNET); again != third {
+		t.Errorf("thread %d after a panic, want %d", again, third)
+	}
+	before := len(threads(t))
+	for range 50 {
+		if out, err := h.Run(within(t, 10*time.Second), Command{argv: []string{"/bin/true"}, timeout: 10 * time.Second}); err != nil {
+			t.Fatalf("Run: %+v, %v", out, err)
+		}
+	}
+	if after := len(threads(t)); after > before+5 {
+		t.Errorf("%d threads after 50 commands, %d before", after, before)
+	}
+}
+
+func threads(t *testing.T) []os.DirEntry {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }

@@ -25,7 +25,7 @@ func (s *systemInfo) read(ctx context.Context, r *Root) (OS, error) {
 	s.mu.Lock()
 	o, at := s.os, s.at
 	s.mu.Unlock()
-	if !at.IsZero() && time.Since(at) < time.Minute {
+	if !at.IsZero() && time.Since(at) < time.Minute && !clockSet(at) {
 		return o, nil
 	}
 	// All probes ask at once, and the mount table of a busy node is megabytes:
@@ -45,6 +45,14 @@ func (s *systemInfo) read(ctx context.Context, r *Root) (OS, error) {
 		return OS{ID: "linux"}, err
 	}
 	return found.os, found.err
+}
+
+// clockSet says whether the clock of the day was set since a time that this
+// process has read from it: the time of the boot is reckoned from the clock, and
+// moves with it.
+func clockSet(since time.Time) bool {
+	now := time.Now()
+	return (now.Round(0).Sub(since.Round(0)) - now.Sub(since)).Abs() >= time.Second
 }
 
 // foundOS is an answer of detectOS, whose value counts beside its error.

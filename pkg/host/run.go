@@ -26,6 +26,9 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 	if len(c.argv) == 0 || !path.IsAbs(c.argv[0]) {
 		return Output{}, fmt.Errorf("command %q has no absolute path", c)
 	}
+	if h.observe {
+		return Output{}, fmt.Errorf("%s: %w", c, errObserves)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	// The kill takes a moment after ctx; then the command is given up.
@@ -50,7 +53,7 @@ func (h *Host) run(ctx context.Context, c Command) (Output, error) {
 	stdout, stderr := &capped{limit: maxStdout}, &capped{limit: maxStderr}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// No Pdeathsig: it fires when the thread that started the child ends, and
-	// that thread ends at once.
+	// that thread may end before the child.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if cg.unified >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, cg.unified

@@ -40,6 +40,9 @@ type busLink struct {
 	mu      sync.Mutex // never held during a call
 	bus     *dbus.Conn
 	private *dbus.Conn
+	// silent is when the bus last gave no answer.
+	silent   time.Time
+	patience time.Duration // busPatience
 
 	// batch is held by who asks many questions at a time.
 	batch batchToken
@@ -169,15 +172,20 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 	if os.Geteuid() != 0 {
 		return l.systemBus(ctx)
 	}
-	// A bus that hangs must leave time to ask past it.
-	busCtx, cancel := ctx, func() {}
-	if deadline, ok := ctx.Deadline(); ok {
-		busCtx, cancel = context.WithDeadline(ctx, time.Now().Add(time.Until(deadline)/2))
-	}
-	c, err := l.systemBus(busCtx)
-	cancel()
+	err := l.silence()
 	if err == nil {
-		return c, nil
+		var c *dbus.Conn
+		busCtx, cancel, whole := l.patient(ctx)
+		c, err = l.systemBus(busCtx)
+		cancel()
+		if err == nil {
+			// What is connected to that socket is sent every signal.
+			l.leavePrivate()
+			return c, nil
+		}
+		if whole && errors.Is(err, ErrNoReply) {
+			l.fellSilent()
+		}
 	}
 	p, perr := l.connect(ctx, &l.private, func(ctx context.Context) (*dbus.Conn, error) {
 		return l.open(ctx, privateSocket, false)
@@ -186,6 +194,97 @@ func (l *busLink) systemd(ctx context.Context) (*dbus.Conn, error) {
 		return nil, fmt.Errorf("systemd can not be asked: %w", errors.Join(err, perr))
 	}
 	return p, nil
+}
+
+const (
+	// busPatience is how long the bus itself may take to answer where systemd
+	// can be asked past it. It says nothing of how long systemd may take.
+	busPatience = 3 * time.Second
+	// busRest is how long a bus that gave no answer is not asked where systemd
+	// can be asked past it: it would cost each probe the wait anew.
+	busRest = 30 * time.Second
+)
+
+// patient leaves time to ask past a bus that hangs; whole says whether the bus
+// has all the time it may take.
+func (l *busLink) patient(ctx context.Context) (_ context.Context, cancel context.CancelFunc, whole bool) {
+	limit := l.patience
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	ctx, cancel = context.WithTimeout(ctx, limit)
+	return ctx, cancel, limit == l.patience
+}
+
+// guard ends the calls made on the bus, by ending the context it returns, when
+// the bus itself does not answer either.
+func (l *busLink) guard(ctx context.Context, c *dbus.Conn) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	var mu sync.Mutex
+	var timer *time.Timer
+	look := func() {
+		answered := make(chan struct{})
+		go func() { // which may be stuck in writing until the connection is closed
+			if c.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err == nil {
+				close(answered)
+			}
+		}()
+		limit := time.NewTimer(l.patience)
+		defer limit.Stop()
+		select {
+		case <-ctx.Done():
+		case <-limit.C:
+			cancel()
+		case <-answered:
+			mu.Lock()
+			defer mu.Unlock()
+			if ctx.Err() == nil {
+				timer.Reset(l.patience)
+			}
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(l.patience, look)
+	return ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		timer.Stop()
+		cancel()
+	}
+}
+
+// silence is why the bus is better not asked at present; nil when it may be.
+func (l *busLink) silence() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.silent.IsZero() || time.Since(l.silent) > busRest {
+		return nil
+	}
+	return fmt.Errorf("the system bus: %w %s ago", ErrNoReply, time.Since(l.silent).Round(time.Second))
+}
+
+func (l *busLink) fellSilent() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.silent = time.Now()
+}
+
+func (l *busLink) leavePrivate() {
+	l.mu.Lock()
+	c := l.private
+	l.private, l.silent = nil, time.Time{}
+	l.mu.Unlock()
+	if c != nil {
+		// After whoever still waits for an answer on it.
+		time.AfterFunc(busRest, func() { c.Close() })
+	}
+}
+
+func (l *busLink) isBus(c *dbus.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return c == l.bus
 }
 
 // isInit looks for the evidence of sd_booted(3) and at PID 1 itself: the
@@ -206,11 +305,22 @@ func (l *busLink) isInit(ctx context.Context) error {
 	return nil
 }
 
+// askSystemd asks systemd something that changes nothing: a bus that gives no
+// answer is gone past within the same question.
+func askSystemd[T any](ctx context.Context, l *busLink, calls func(context.Context, *dbus.Conn) (T, error)) (answer T, err error) {
+	return askVia(ctx, l, l.systemd, os.Geteuid() == 0, calls)
+}
+
 // askBus makes calls on a connection and repeats them when it breaks: systemd and
 // the bus are restarted by upgrades, and a call that gets no answer closes the
 // connection under all others, which are then several in a row while systemd
 // reloads.
 func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context) (*dbus.Conn, error), calls func(context.Context, *dbus.Conn) (T, error)) (answer T, err error) {
+	return askVia(ctx, l, connect, false, calls)
+}
+
+// askVia does both: with past, connect finds another way when the bus is silent.
+func askVia[T any](ctx context.Context, l *busLink, connect func(context.Context) (*dbus.Conn, error), past bool, calls func(context.Context, *dbus.Conn) (T, error)) (answer T, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, defaultLimit)
@@ -221,11 +331,21 @@ func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context
 		if err != nil {
 			return answer, err
 		}
+		callCtx, cancel := ctx, context.CancelFunc(func() {})
+		if past && l.isBus(c) {
+			callCtx, cancel = l.guard(ctx, c)
+		}
 		// A call writes to the socket before it looks at its context.
-		answer, err := bound(ctx, &l.host.calls, "D-Bus", nil, func() (T, error) { return calls(ctx, c) })
+		answer, err := bound(callCtx, &l.host.calls, "D-Bus", nil, func() (T, error) { return calls(callCtx, c) })
+		silent := callCtx.Err() != nil && ctx.Err() == nil
+		cancel()
 		switch {
 		case err == nil:
 			return answer, nil
+		case silent:
+			c.Close()
+			l.fellSilent()
+			continue
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrNoReply):
 			// A write may be stuck in it, and whoever comes next would queue
 			// behind.
@@ -241,7 +361,7 @@ func askBus[T any](ctx context.Context, l *busLink, connect func(context.Context
 // SystemState implements [View].
 func (h *Host) SystemState(ctx context.Context) (string, error) {
 	trace(ctx, "systemd SystemState")
-	return askBus(ctx, &h.bus, h.bus.systemd, func(ctx context.Context, c *dbus.Conn) (state string, err error) {
+	return askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) (state string, err error) {
 		err = c.Object(systemdName, systemdPath).CallWithContext(ctx, getProperty, dbus.FlagNoAutoStart, systemdManager, "SystemState").Store(&state)
 		return state, err
 	})
@@ -307,7 +427,7 @@ const maxInFlight = 64
 // list lacks: the few needed, all in flight at a time. GetAll would have PID 1
 // read the accounting of each cgroup and send some 400 values a service.
 func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, error) {
-	return askBus(ctx, &h.bus, h.bus.systemd, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
+	return askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
 		var list []systemd.UnitStatus
 		err := c.Object(systemdName, systemdPath).CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
 		if err != nil {

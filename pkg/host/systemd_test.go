@@ -427,8 +427,60 @@ func TestSilentBus(t *testing.T) {
 		t.Errorf("past the silent bus: %q, %v", state, err)
 	}
 	b.daemon.Process.Signal(unix.SIGCONT)
+	b.bus.silent = time.Now().Add(-2 * busRest)
 	if state, err := b.SystemState(within(t, 10*time.Second)); state != "degraded" || err != nil {
 		t.Errorf("awake again: %q, %v", state, err)
+	}
+}
+
+// TestPastASilentBus: a bus that stops answering is gone past within the question
+// that finds it out, and not asked by the next; a systemd that answers late is
+// waited for.
+func TestPastASilentBus(t *testing.T) {
+	needsRoot(t)
+	b := newBusHost(t)
+	b.bus.patience = 200 * time.Millisecond
+	manager := make(chan *fakeManager, 1)
+	b.serve(t, systemdName, func(c *dbus.Conn) { manager <- exportManager(c) })
+	m := <-manager
+	if _, err := b.SystemState(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock() // it answers nothing
+	answered := make(chan error)
+	go func() {
+		_, err := b.SystemState(within(t, 20*time.Second))
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("answered, with %v, while systemd did not", err)
+	case <-time.After(5 * b.bus.patience):
+	}
+	m.mu.Unlock()
+	if err := <-answered; err != nil || b.bus.silence() != nil {
+		t.Fatalf("a slow systemd: %v; silence: %v", err, b.bus.silence())
+	}
+
+	servePrivate(t, filepath.Join(b.dir, privateSocket))
+	b.daemon.Process.Signal(unix.SIGSTOP)
+	chrony, _ := wantUnits()
+	for range 2 {
+		got, err := b.Units(within(t, time.Minute), "chrony.service")
+		if diff := cmp.Diff([]Unit{chrony}, got); diff != "" || err != nil {
+			t.Errorf("Units: %v\n%s", err, diff)
+		}
+		if b.bus.silence() == nil || b.bus.private == nil {
+			t.Error("the bus is not known to be silent")
+		}
+	}
+	b.daemon.Process.Signal(unix.SIGCONT)
+	b.bus.silent = time.Now().Add(-2 * busRest)
+	if state, err := b.SystemState(within(t, 10*time.Second)); state != "degraded" || err != nil {
+		t.Errorf("awake again: %q, %v", state, err)
+	}
+	if b.bus.private != nil {
+		t.Error("the connection past the bus is kept, and is sent every signal")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"net/netip"
@@ -97,7 +98,8 @@ type chronyState struct {
 	sources  []chronySource
 }
 
-// errChronyClosed: chronyd runs and offers no command port (cmdport 0).
+// errChronyClosed: chronyd runs and offers no command port (cmdport 0). With
+// fs.ErrPermission it may offer one that is not for us.
 var errChronyClosed = errors.New("chronyd offers neither its command port nor its socket")
 
 // askChrony speaks to chronyd on UDP first, because that needs nothing of ours
@@ -109,7 +111,10 @@ func askChrony(ctx context.Context, h host.View) (chronyState, error) {
 		var conn net.Conn
 		conn, dialErr := h.Dial(ctx, at.network, at.address)
 		if dialErr != nil {
-			if !closedPort(dialErr) {
+			switch {
+			case errors.Is(dialErr, fs.ErrPermission):
+				err = fmt.Errorf("%w, as far as can be seen: %w", errChronyClosed, dialErr)
+			case !closedPort(dialErr):
 				err = dialErr
 			}
 			continue

@@ -3,8 +3,6 @@ package probes
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -785,8 +783,7 @@ func judgeInitiatorName(ctx context.Context, in Input, r *finding.Result, sessio
 	}
 	file := parseInitiatorName(data)
 	if len(file.names) > 0 {
-		sum := sha256.Sum256([]byte(file.names[0]))
-		r.Sample("hosthygiene_iscsi_initiator_info", 1, "hash", hex.EncodeToString(sum[:6]))
+		r.Sample("hosthygiene_iscsi_initiator_info", 1, "hash", identityHash(file.names[0]))
 	}
 	if !inUse {
 		return nil

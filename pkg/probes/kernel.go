@@ -18,7 +18,8 @@ import (
 )
 
 // Kernel checks the modules and sysctls this host must have: that they are in
-// force now, and that they will be after the next boot.
+// force now, and that they will be after the next boot. It also publishes which
+// machine this is.
 type Kernel struct {
 	Common
 }
@@ -100,12 +101,12 @@ func (Kernel) Rules() []finding.Rule {
 // Check implements [Probe].
 func (p Kernel) Check(ctx context.Context, in Input) (finding.Result, error) {
 	var r finding.Result
+	errs := []error{sampleIdentities(ctx, in, &r)}
 	if len(in.Require.Modules) == 0 && len(in.Require.Sysctls) == 0 {
 		r.NotApplicable = true
 		r.Summary = "no module and no sysctl is required"
-		return r, nil
+		return r, errors.Join(errs...)
 	}
-	var errs []error
 	o, err := in.Host.OS(ctx)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("which kernel runs: %w", err))

@@ -168,8 +168,9 @@ func (p Multipath) Check(ctx context.Context, in Input) (finding.Result, error) 
 		found[i].hear(said[found[i].wwid])
 	}
 	errs := []error{daemonErr}
-	if kernelErr != nil && (len(found) == 0 || len(daemon.maps) == 0) {
-		// Whoever may not use the ioctl is still told everything by the daemon.
+	// Whoever may not use the ioctl is still told everything by the daemon, of the
+	// maps that it knows.
+	if kernelErr != nil && (len(found) == 0 || slices.ContainsFunc(found, func(m multipathMap) bool { return said[m.wwid] == nil || !m.told() })) {
 		errs = append(errs, kernelErr)
 	}
 

@@ -714,19 +714,27 @@ func (c *pidCheck) checkForks(units []string, pods podsPIDs) {
 				continue // what is below a unit of ours is its own business
 			}
 			at := "forks at " + part.what + " " + name
+			// Kept with the reading of the monotonic clock, for the other may be
+			// set meanwhile.
+			last, refused := Kept[time.Time](c.in.Memory, at)
+			note := func(t time.Time) {
+				if !refused || t.After(last) {
+					last, refused = t, true
+					c.in.Memory.Keep(at, t)
+				}
+			}
 			switch {
 			case part.first && part.count > 0:
 				for _, l := range log() {
 					if l.cgroup == name && part.what == "own" ||
 						strings.HasPrefix(l.cgroup, name+"/") && part.what == "below" && !slices.Contains(units, l.cgroup) {
-						c.in.Memory.Best(at, l.at.Unix())
+						note(c.in.Now.Add(l.at.Sub(c.in.Now)))
 					}
 				}
 			case !part.first && part.grown > 0:
-				c.in.Memory.Best(at, c.in.Now.Unix())
+				note(c.in.Now)
 			}
-			last := time.Unix(c.in.Memory.Best(at, 0), 0)
-			if ago := c.in.Now.Sub(last); ago < 0 || ago > forkWindow {
+			if ago := c.in.Now.Sub(last); !refused || ago < 0 || ago > forkWindow {
 				continue
 			}
 			where := count.where

@@ -53,7 +53,7 @@ before it is cleared. This file is generated from the rules in pkg/probes.
 			if r.NeverReady {
 				b.WriteString(", never against `hosthygiene.io/Ready`")
 			}
-			fmt.Fprintf(&b, "\n- what to do: %s\n", r.Do)
+			fmt.Fprintf(&b, "\n- what to do: %s More in the [runbook](runbooks/%s.md).\n", strings.TrimSuffix(r.Do, ".")+".", r.Reason)
 			if r.HoldWhy != "" {
 				fmt.Fprintf(&b, "- hold: %s before it is told, %s before it is cleared: %s\n",
 					Duration(r.HoldBefore), Duration(r.HoldClear), r.HoldWhy)

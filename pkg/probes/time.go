@@ -32,15 +32,20 @@ type Time struct {
 	// MaxErrorBound is how far off the clock may be at worst, by the daemon's
 	// own estimate.
 	MaxErrorBound Duration `json:"maxErrorBound"`
+	// HypervisorClock compares with the hypervisor's clock where there is one.
+	// An agent that may not open it (docs/observe.md) says so, and the probe is
+	// Unknown for it; off, that clock is nobody's concern.
+	HypervisorClock bool `json:"hypervisorClock"`
 }
 
 // DefaultTime returns the default settings. 50 ms is what Ceph monitors and
 // node_exporter's NodeClockSkewDetected tolerate; above 1 s etcd complains.
 func DefaultTime() Time {
 	return Time{
-		MaxOffset:      Duration(50 * time.Millisecond),
-		CriticalOffset: Duration(time.Second),
-		MaxErrorBound:  Duration(500 * time.Millisecond),
+		MaxOffset:       Duration(50 * time.Millisecond),
+		CriticalOffset:  Duration(time.Second),
+		MaxErrorBound:   Duration(500 * time.Millisecond),
+		HypervisorClock: true,
 	}
 }
 
@@ -236,6 +241,9 @@ func (c *clockCheck) chronyd(ctx context.Context) {
 	case errors.Is(err, errChronyClosed):
 		c.works()
 		c.kernelOnly("chronyd (command port closed)")
+		if errors.Is(err, fs.ErrPermission) {
+			c.errs = append(c.errs, fmt.Errorf("what chronyd knows of its sources: %w", err))
+		}
 		return
 	case errors.Is(err, host.ErrNoReply):
 		c.r.Add(finding.Finding{
@@ -479,6 +487,9 @@ func (c *clockCheck) offset(daemon, source string, offset, bound time.Duration, 
 // hypervisor compares with PTP clocks that deliver UTC. A network card's own
 // PTP clock usually keeps TAI or runs free, so those are left alone.
 func (c *clockCheck) hypervisor(ctx context.Context) {
+	if !c.HypervisorClock {
+		return
+	}
 	const class = "/sys/class/ptp"
 	names, err := c.in.Host.ReadDir(ctx, class)
 	if err != nil {
@@ -494,9 +505,13 @@ func (c *clockCheck) hypervisor(ctx context.Context) {
 			continue
 		}
 		offset, uncertainty, err := c.in.Host.PTPOffset(ctx, "/dev/"+name)
+		if errors.Is(err, fs.ErrPermission) {
+			c.errs = append(c.errs, fmt.Errorf("the hypervisor's clock (%s) can not be compared: %w", clock, err))
+			continue
+		}
 		if err != nil {
-			// Not a fault of the host: unprivileged, or a hypervisor without
-			// the call (KVM answers EOPNOTSUPP for a non-TSC clocksource).
+			// Not a fault of the host: a hypervisor without the call (KVM answers
+			// EOPNOTSUPP for a non-TSC clocksource).
 			continue
 		}
 		if offset.Abs()-uncertainty <= c.MaxOffset.D() {
@@ -582,7 +597,7 @@ func gone(err error) bool {
 }
 
 func closedPort(err error) bool {
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // canSetTime reads CAP_SYS_TIME (bit 25) from CapEff of proc_pid_status(5).

@@ -117,7 +117,7 @@ func (a *API) do(ctx context.Context, timeout time.Duration, attempt func(ctx co
 		a.current = (a.current + 1) % len(a.endpoints)
 		a.mu.Unlock()
 	}
-	a.gate.leave(err, stopping)
+	a.gate.leave(err, stopping || errors.Is(err, errNotNeeded))
 	return err
 }
 
@@ -183,17 +183,29 @@ type NodeCondition struct {
 // requestTimeout bounds everything but watches.
 const requestTimeout = 15 * time.Second
 
+// errNotNeeded ends an attempt before anything is asked.
+var errNotNeeded = errors.New("not needed any more")
+
 // PatchConditions applies a strategic merge patch to the node's status and
-// returns the node as it is afterwards.
-func (a *API) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
+// returns the node as it is afterwards. The patch is made at the last moment,
+// after whatever wait an outage causes; nil says that there is nothing to write
+// any more, and then neither a Node nor an error is returned.
+func (a *API) PatchConditions(ctx context.Context, patch func() []byte) (*Node, error) {
 	var node Node
 	err := a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
-		raw, err := answer(ctx, c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").Body(patch))
+		body := patch()
+		if body == nil {
+			return errNotNeeded
+		}
+		raw, err := answer(ctx, c.Patch(types.StrategicMergePatchType).Resource("nodes").Name(a.node).SubResource("status").Body(body))
 		if err != nil {
 			return err
 		}
 		return json.Unmarshal(raw, &node)
 	})
+	if errors.Is(err, errNotNeeded) {
+		return nil, nil
+	}
 	a.count("nodes/status", err)
 	if err != nil {
 		return nil, err
@@ -392,7 +404,9 @@ func (g *gate) enter(ctx context.Context) error {
 	return nil
 }
 
-func (g *gate) leave(err error, canceled bool) {
+// leave takes note of how an attempt ended; unasked says that nothing was learnt
+// by it, because we are stopping or it was not made.
+func (g *gate) leave(err error, unasked bool) {
 	g.mu.Lock()
 	defer func() { g.mu.Unlock(); <-g.turn }()
 	switch {
@@ -400,8 +414,8 @@ func (g *gate) leave(err error, canceled bool) {
 		g.failures = 0
 		g.until = time.Time{}
 		return
-	case canceled:
-		return // we are stopping; nothing was learnt
+	case unasked:
+		return
 	}
 	wait := backOff(g.failures, time.Minute)
 	g.failures++

@@ -40,7 +40,7 @@ type Condition struct {
 	Findings []finding.Finding
 	// Provisional: findings are held back that the message of a healthy probe
 	// may speak of ("0 of 1 sessions logged in"); it is worth another write when
-	// they are gone.
+	// they are gone. Ready is provisional while any probe's are.
 	Provisional bool
 }
 
@@ -51,6 +51,10 @@ func (c Condition) Set() string {
 	fmt.Fprintf(&b, "%s\x00%s", c.Status, c.Reason)
 	for _, f := range c.Findings {
 		fmt.Fprintf(&b, "\x00%s\x01%s\x01%s", f.Reason, f.Subject, f.Severity)
+	}
+	if c.Reason == ReasonConfigInvalid {
+		// Each config that is refused is told, with its own mistakes.
+		b.WriteString("\x00" + c.Message)
 	}
 	return b.String()
 }
@@ -72,7 +76,9 @@ func Conditions(s engine.Snapshot) []Condition {
 			out = append(out, Condition{Type: r.Condition, Status: "False", Reason: ReasonNoProblem, Message: clip(oneLine(r.Summary), maxMessage), Provisional: r.Held > 0})
 		}
 	}
-	return append(out, ready(s))
+	r := ready(s)
+	r.Provisional = slices.ContainsFunc(s.Reports, func(r finding.Report) bool { return r.Held > 0 })
+	return append(out, r)
 }
 
 // ready computes the one positive condition, for readiness gates.

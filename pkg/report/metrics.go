@@ -63,6 +63,7 @@ var sampled = map[string]struct {
 	"hosthygiene_multipath_paths":                              sample(prometheus.GaugeValue, "hosthygiene_multipath_paths", "Paths of a multipath map by state; a map named by its WWID stands under wwid- and the start of the SHA-256 of the WWID.", "map", "state"),
 	"hosthygiene_iscsi_sessions":                               sample(prometheus.GaugeValue, "hosthygiene_iscsi_sessions", "iSCSI sessions by state.", "state"),
 	"hosthygiene_iscsi_initiator_info":                         sample(prometheus.GaugeValue, "hosthygiene_iscsi_initiator_info", "1, labelled with the start of the SHA-256 of the initiator name: two nodes with one hash share a name.", "hash"),
+	"hosthygiene_identity_info":                                sample(prometheus.GaugeValue, "hosthygiene_identity_info", "1, labelled with the start of the SHA-256 of a name no other machine may have: two nodes with one hash share it.", "kind", "hash"),
 	"hosthygiene_pids":                                         sample(prometheus.GaugeValue, "hosthygiene_pids", "PIDs (threads) by scope: used, limit and reserved.", "scope", "kind"),
 	"hosthygiene_oom_kills_total":                              sample(prometheus.CounterValue, "hosthygiene_oom_kills_total", "OOM kills counted by the kernel, by scope.", "scope"),
 	"hosthygiene_reboot_required":                              sample(prometheus.GaugeValue, "hosthygiene_reboot_required", "1 while installed updates wait for a reboot."),

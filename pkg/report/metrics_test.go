@@ -30,6 +30,7 @@ func metricsSnapshot() engine.Snapshot {
 			{Metric: "hosthygiene_iscsi_sessions", Labels: []string{"state", "LOGGED_IN"}, Value: 1},
 			{Metric: "hosthygiene_iscsi_initiator_info", Labels: []string{"hash", "0123456789ab"}, Value: 1},
 		}},
+		finding.Report{Probe: "kernel", Samples: []finding.Sample{{Metric: "hosthygiene_identity_info", Labels: []string{"kind", "machine-id", "hash", "0123456789ab"}, Value: 1}}},
 		finding.Report{Probe: "pids", Samples: []finding.Sample{{Metric: "hosthygiene_pids", Labels: []string{"scope", "node", "kind", "used"}, Value: 99}}},
 		finding.Report{Probe: "oom", Err: errors.New("x"), Samples: []finding.Sample{{Metric: "hosthygiene_oom_kills_total", Labels: []string{"scope", "node"}, Value: 5}}},
 		finding.Report{Probe: "packages", Samples: []finding.Sample{{Metric: "hosthygiene_package_installed", Labels: []string{"package", "iscsi"}, Value: 1}}},
@@ -104,16 +105,6 @@ func TestPromtoolLikesTheMetrics(t *testing.T) {
 	cmd := exec.Command(promtool, "check", "metrics")
 	cmd.Stdin = strings.NewReader(exposition(t, m))
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-func TestPromtoolLikesTheAlerts(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("promtool is not installed; make setup installs it")
-	}
-	if out, err := exec.Command(promtool, "check", "rules", "../../examples/alerts.yaml").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -23,7 +23,7 @@ import (
 
 // NodeAPI is what [Publisher] needs of the API server.
 type NodeAPI interface {
-	PatchConditions(ctx context.Context, patch []byte) (*Node, error)
+	PatchConditions(ctx context.Context, patch func() []byte) (*Node, error)
 	CreateEvent(ctx context.Context, namespace string, event []byte) error
 	Follow(ctx context.Context, seen func(*Node))
 }
@@ -34,28 +34,38 @@ type NodeAPI interface {
 //     75 minutes;
 //   - one write is under way at a time, and the newest state wins;
 //   - lastTransitionTime moves with the status only, across restarts of the
-//     agent too;
-//   - what somebody else overwrote or deleted is restored, and what nothing
-//     publishes any more is deleted, by type and never by rewriting the list.
+//     agent and attempts whose answer was lost too;
+//   - what somebody else overwrote or deleted is restored, times and all, and
+//     what nothing publishes any more is deleted, by type and never by rewriting
+//     the list.
 type Publisher struct {
 	api  NodeAPI
 	name string
 	log  *slog.Logger
-	boot time.Time
+	// boot is when the host booted by the clock of the day as it was at began.
+	boot  time.Time
+	began time.Time
+	// ofDay is the clock of the day; tests step it.
+	ofDay func() time.Time
+
+	seeing sync.Mutex // one sighting of the node after the other
 
 	mu       sync.Mutex
 	snapshot *engine.Snapshot
 	node     *Node
 	known    bool // the node was seen, or seen missing, at least once
-	labels   func(map[string]string)
+	labels   func(map[string]string) bool
+	since    time.Time     // reports from before are about another config
 	first    chan struct{} // closed when known
 	changed  chan struct{}
 	notices  []notice
 	remark   string
 
 	// What follows belongs to the goroutine of Run.
-	began     time.Time // of the first snapshot
+	early     time.Time // when the first snapshot came
 	written   map[string]writtenCondition
+	attempted map[string]attempt
+	step      time.Duration // by how much the clock had been set when we last wrote
 	refreshAt time.Time
 	holdUntil time.Time // after the server said no
 	refused   int       // how often it has, one after the other
@@ -65,18 +75,30 @@ type Publisher struct {
 
 // writtenCondition is what was last written of a type.
 type writtenCondition struct {
+	status      string
+	reason      string
+	transition  metav1.Time
 	set         string
 	message     string
 	keys        map[finding.Key]bool
 	provisional bool
 }
 
+// attempt is a new status of which it is not known whether the API server has
+// it: it was sent, or about to be, and nothing came back.
+type attempt struct {
+	status     string
+	transition metav1.Time
+}
+
 // NewPublisher returns a Publisher for the named node. boot is when the host
 // booted: conditions written before are history. labels is called with the
-// node's labels when they change; it may be nil.
-func NewPublisher(api NodeAPI, node string, boot time.Time, log *slog.Logger, labels func(map[string]string)) *Publisher {
+// node's labels when they change, and says whether another config is in force
+// for that; it may be nil.
+func NewPublisher(api NodeAPI, node string, boot time.Time, log *slog.Logger, labels func(map[string]string) bool) *Publisher {
 	return &Publisher{
 		api: api, name: node, boot: boot, log: log, labels: labels,
+		began: time.Now(), ofDay: func() time.Time { return time.Now().Round(0) },
 		first: make(chan struct{}), changed: make(chan struct{}, 1), reported: make(chan struct{}),
 		written: map[string]writtenCondition{},
 	}
@@ -156,17 +178,39 @@ func (p *Publisher) Prior(condition string) bool {
 	return i >= 0 && p.node.Status.Conditions[i].Status == "True" && p.sinceBoot(p.node.Status.Conditions[i])
 }
 
-// sinceBoot: times on the wire have a resolution of a second.
+// sinceBoot says whether a condition was written since the host booted, by the
+// times in it. When the clock is set, the boot moves with it (btime in
+// proc_stat(5)), and what was written before does not; so what a running agent
+// has written is written anew then. A time that is yet to come is of no boot
+// that is known.
 func (p *Publisher) sinceBoot(c NodeCondition) bool {
-	return !c.LastHeartbeatTime.Time.Before(p.boot.Truncate(time.Second))
+	const ahead = time.Minute
+	at := c.LastHeartbeatTime.Time
+	// Times on the wire have a resolution of a second.
+	return !at.Before(p.boot.Add(p.stepped()).Truncate(time.Second)) && !at.After(p.ofDay().Add(ahead))
+}
+
+// stepped is by how much the clock of the day was set since the start, to the
+// second: what it has gone beyond the clock that nobody can set.
+func (p *Publisher) stepped() time.Duration {
+	return (p.ofDay().Sub(p.began.Round(0)) - time.Since(p.began)).Round(time.Second)
 }
 
 func (p *Publisher) seen(n *Node) {
+	p.seeing.Lock()
+	defer p.seeing.Unlock()
 	p.mu.Lock()
 	old := p.node
+	p.mu.Unlock()
 	if n != nil && old != nil && older(n, old) {
-		p.mu.Unlock()
 		return // a watch event from before our own last write
+	}
+	// Before the node is known, or what was found without its labels would be
+	// written to it.
+	another := n != nil && p.labels != nil && (old == nil || !maps.Equal(old.Metadata.Labels, n.Metadata.Labels)) && p.labels(n.Metadata.Labels)
+	p.mu.Lock()
+	if another {
+		p.since = time.Now()
 	}
 	p.node = n
 	if !p.known {
@@ -174,10 +218,27 @@ func (p *Publisher) seen(n *Node) {
 		close(p.first)
 	}
 	p.mu.Unlock()
-	if n != nil && p.labels != nil && (old == nil || !maps.Equal(old.Metadata.Labels, n.Metadata.Labels)) {
-		p.labels(n.Metadata.Labels)
-	}
 	p.poke()
+}
+
+// settleLimit is how long a probe that hangs may keep back what others find
+// under another config.
+const settleLimit = 90 * time.Second
+
+// current is what is to be told, and of which node. What was found before the
+// config in force was known is left out.
+func (p *Publisher) current() (snap *engine.Snapshot, node *Node, remark string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := func(r finding.Report) bool { return r.Started.Before(p.since) }
+	snap = p.snapshot
+	if snap != nil && time.Since(p.since) < settleLimit && slices.ContainsFunc(snap.Reports, old) {
+		part := *snap
+		part.Reports = slices.DeleteFunc(slices.Clone(snap.Reports), old)
+		part.Complete = false
+		snap = &part
+	}
+	return snap, p.node, p.remark
 }
 
 // older compares resource versions of the same object, which are integers of
@@ -212,13 +273,10 @@ const firstPassGrace = 3 * time.Second
 // reconcile makes the node say what it should, and returns when to look again
 // if nothing happens before.
 func (p *Publisher) reconcile(ctx context.Context) time.Duration {
-	p.mu.Lock()
-	snap, node, remark := p.snapshot, p.node, p.remark
-	p.mu.Unlock()
-	now := time.Now()
-	if wait := p.holdUntil.Sub(now); wait > 0 {
+	if wait := time.Until(p.holdUntil); wait > 0 {
 		return wait
 	}
+	snap, node, remark := p.current()
 	if node == nil {
 		return time.Hour
 	}
@@ -226,21 +284,36 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	// unless one of them hangs.
 	var early time.Duration
 	if snap != nil {
-		if p.began.IsZero() {
-			p.began = now
+		if p.early.IsZero() {
+			p.early = time.Now()
 		}
-		if early = firstPassGrace - now.Sub(p.began); snap.Complete || early < 0 {
+		if early = firstPassGrace - time.Since(p.early); snap.Complete || early < 0 {
 			early = 0
 		}
 	}
-	plan := p.plan(snap, node, remark, now, early > 0)
+	step := p.stepped()
+	plan := p.plan(snap, node, remark, early > 0)
+	p.attempted = plan.attempts
 	if len(plan.patch) > 0 {
-		body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": plan.patch}})
-		if err != nil {
-			p.log.Error("encoding conditions", "error", err)
-			return time.Minute
-		}
-		after, err := p.api.PatchConditions(ctx, body)
+		after, err := p.api.PatchConditions(ctx, func() []byte {
+			// An outage may have passed at the gate, and what was true before it
+			// must not be told after it.
+			step = p.stepped()
+			if snap, node, remark = p.current(); node == nil {
+				return nil
+			}
+			plan = p.plan(snap, node, remark, early > 0)
+			p.attempted = plan.attempts
+			if len(plan.patch) == 0 {
+				return nil
+			}
+			body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": plan.patch}})
+			if err != nil {
+				p.log.Error("encoding conditions", "error", err)
+				return nil
+			}
+			return body
+		})
 		if err != nil {
 			if ctx.Err() != nil {
 				return time.Hour
@@ -254,15 +327,25 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 			}
 			return time.Millisecond // the gate makes us wait
 		}
-		p.refused = 0
-		for t, w := range plan.written {
-			p.written[t] = w
+		if after == nil {
+			return time.Millisecond // it was not worth it any more
 		}
+		p.refused = 0
 		for _, t := range plan.deleted {
 			delete(p.written, t)
 		}
-		p.refreshAt = now.Add(time.Hour + rand.N(15*time.Minute))
+		for _, r := range plan.restored {
+			p.log.Warn("a condition that somebody else changed is restored", "type", r.kind, "theirs", r.theirs, "ours", r.ours)
+		}
+		p.attempted = nil
+		p.step = step
+		p.refreshAt = time.Now().Add(time.Hour + rand.N(15*time.Minute))
 		p.seen(after)
+	}
+	maps.Copy(p.written, plan.adopted)
+	maps.Copy(p.written, plan.written)
+	if p.refreshAt.IsZero() {
+		p.refreshAt = plan.refreshAt
 	}
 	if snap != nil && bool(snap.Config.Report.Events) {
 		p.events = append(p.events, plan.events...)
@@ -290,16 +373,28 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	return max(time.Until(p.refreshAt), time.Second)
 }
 
-// plan is one patch and what follows from it.
+// plan is one patch and what follows from it. Making one changes nothing.
 type plan struct {
 	patch   []map[string]any
 	written map[string]writtenCondition
 	deleted []string
 	events  []event
+	// attempts are the new statuses in the patch.
+	attempts map[string]attempt
+	// adopted is what is on the node already, and refreshAt when that is due to
+	// be written again, if that was not known.
+	adopted   map[string]writtenCondition
+	refreshAt time.Time
+	restored  []restored
 }
 
-func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now time.Time, early bool) plan {
-	pl := plan{written: map[string]writtenCondition{}}
+// restored is a condition of ours that somebody else had changed.
+type restored struct{ kind, theirs, ours string }
+
+func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early bool) plan {
+	pl := plan{written: map[string]writtenCondition{}, adopted: map[string]writtenCondition{}, attempts: map[string]attempt{}}
+	now := time.Now()
+	today := metav1.NewTime(p.ofDay().Truncate(time.Second)) // as it is on the wire
 	have := map[string]NodeCondition{}
 	for _, c := range node.Status.Conditions {
 		if strings.HasPrefix(c.Type, probes.ConditionPrefix) {
@@ -326,7 +421,7 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now t
 				keep[pr.Condition()] = true
 			}
 			// A restart of the agent is no news about the host.
-			if c, ok := have[ReadyType]; ok && p.sinceBoot(c) {
+			if c, ok := have[ReadyType]; ok && p.valid(c) {
 				keep[ReadyType] = true
 				want = slices.DeleteFunc(want, func(w Condition) bool { return w.Type == ReadyType && w.Reason == ReasonFirstPassPending })
 			}
@@ -334,12 +429,13 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now t
 	}
 	for t, c := range have {
 		isWanted := slices.ContainsFunc(want, func(w Condition) bool { return w.Type == t })
-		if !isWanted && keep[t] && !p.sinceBoot(c) && c.Reason != ReasonFirstPassPending {
+		if !isWanted && keep[t] && !p.valid(c) && c.Reason != ReasonFirstPassPending {
 			want = append(want, Condition{Type: t, Status: "Unknown", Reason: ReasonFirstPassPending,
 				Message: "this was last checked before the node's last boot"})
 		}
 	}
 	refresh := !p.refreshAt.IsZero() && !now.Before(p.refreshAt)
+	clockSet := p.stepped() != p.step
 	var changes []map[string]any
 	for _, w := range want {
 		c, exists := have[w.Type]
@@ -349,15 +445,25 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now t
 			set += "\x00" + remark
 		}
 		delete(have, w.Type)
+		if exists && !p.valid(c) && w.Reason != ReasonFirstPassPending {
+			// What it said was over with the boot, also where nobody has come to
+			// say so.
+			c = NodeCondition{Type: w.Type, Status: "Unknown", Reason: ReasonFirstPassPending, LastTransitionTime: c.LastTransitionTime}
+		}
+		if exists && !wrote && w.Provisional && tellsProblem(c) && !tellsProblem(NodeCondition{Type: w.Type, Status: w.Status}) {
+			// An agent that started while the API server was away did not know
+			// what was told, and holds it back as if it were new.
+			continue
+		}
 		same := exists && c.Status == w.Status && c.Reason == w.Reason
 		switch {
 		case same && wrote:
 			// Somebody else's message is restored; a number of ours that merely
 			// moved is not a change.
-			same = last.set == set && c.Message == last.message
+			same = last.set == set && c.Message == last.message && c.LastTransitionTime.Equal(&last.transition)
 			if same && last.provisional && !w.Provisional {
 				if same = c.Message == w.Message; same {
-					p.written[w.Type] = remember(w, set, c.Message)
+					pl.adopted[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
 				}
 			}
 		case same:
@@ -365,27 +471,51 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now t
 			// healthy probe verified is no reason to write.
 			same = w.Status == "False" && len(w.Findings) == 0 || sameButNumbers(c.Message, w.Message)
 			if same {
-				p.written[w.Type] = remember(w, set, c.Message)
-				if p.refreshAt.IsZero() {
-					p.refreshAt = c.LastHeartbeatTime.Add(time.Hour + rand.N(15*time.Minute))
+				pl.adopted[w.Type] = remember(w, set, c.Message, c.LastTransitionTime)
+				if p.refreshAt.IsZero() && pl.refreshAt.IsZero() {
+					due := c.LastHeartbeatTime.Add(time.Hour + rand.N(15*time.Minute)).Sub(today.Time)
+					pl.refreshAt = now.Add(min(max(due, 0), 75*time.Minute))
 				}
-				pl.events = append(pl.events, p.repeat(node, w, c, now)...)
+				pl.events = append(pl.events, p.repeat(node, w, c, today)...)
 			}
 		}
-		if same && !refresh {
+		// The agent after this one would take it for older than the boot.
+		outdated := clockSet && exists && !p.sinceBoot(c)
+		if same && !refresh && !outdated {
 			continue
 		}
-		transition := metav1.NewTime(now)
-		if exists && c.Status == w.Status {
+		transition, moved := today, true
+		switch tried, ok := p.attempted[w.Type]; {
+		case wrote && last.status == w.Status:
+			transition, moved = last.transition, false
+			if !exists || c.Status != w.Status || !c.LastTransitionTime.Equal(&transition) {
+				// Nothing has happened on this host that was not told.
+				theirs := "deleted"
+				if exists {
+					theirs = c.Status + "/" + c.Reason
+				}
+				pl.restored = append(pl.restored, restored{w.Type, theirs, w.Status + "/" + w.Reason})
+				exists, c = true, NodeCondition{Type: w.Type, Status: last.status, Reason: last.reason, Message: last.message}
+			}
+		case exists && c.Status == w.Status:
 			transition = c.LastTransitionTime
+			if moved = wrote; moved {
+				// Our own write has arrived whose answer was lost.
+				c.Status, c.Reason = last.status, last.reason
+			}
+		case ok && tried.status == w.Status:
+			transition = tried.transition
+		}
+		if moved {
+			pl.attempts[w.Type] = attempt{w.Status, transition}
 		}
 		changes = append(changes, map[string]any{
 			"type": w.Type, "status": w.Status, "reason": w.Reason, "message": w.Message,
-			"lastHeartbeatTime": metav1.NewTime(now), "lastTransitionTime": transition,
+			"lastHeartbeatTime": today, "lastTransitionTime": transition,
 		})
-		pl.written[w.Type] = remember(w, set, w.Message)
+		pl.written[w.Type] = remember(w, set, w.Message, transition)
 		if !same {
-			pl.events = append(pl.events, p.eventsFor(node, w, c, exists, last, wrote, transition.Time, now)...)
+			pl.events = append(pl.events, p.eventsFor(node, w, c, exists, last, wrote, moved, transition.Time, today.Time)...)
 		}
 	}
 	pl.patch = changes
@@ -398,12 +528,28 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, now t
 	return pl
 }
 
-func remember(c Condition, set, message string) writtenCondition {
+// valid says whether a condition on the node is of this boot. What this agent
+// wrote is, whatever the clock was set to since.
+func (p *Publisher) valid(c NodeCondition) bool {
+	_, wrote := p.written[c.Type]
+	return wrote || p.sinceBoot(c)
+}
+
+// tellsProblem says whether a condition tells of something wrong; Ready is the
+// one that does by being False.
+func tellsProblem(c NodeCondition) bool {
+	if c.Type == ReadyType {
+		return c.Status == "False"
+	}
+	return c.Status == "True"
+}
+
+func remember(c Condition, set, message string, transition metav1.Time) writtenCondition {
 	keys := map[finding.Key]bool{}
 	for _, f := range c.Findings {
 		keys[f.Key()] = true
 	}
-	return writtenCondition{set, message, keys, c.Provisional}
+	return writtenCondition{c.Status, c.Reason, transition, set, message, keys, c.Provisional}
 }
 
 // sameButNumbers compares two messages with their digits left out.
@@ -424,13 +570,12 @@ type event struct {
 }
 
 // eventsFor tells of a change of one condition: each finding that is new, and
-// the end of a problem.
-func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed bool, last writtenCondition, wrote bool, transition, now time.Time) []event {
+// the end of a problem. moved: the status is a new one, since transition.
+func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed bool, last writtenCondition, wrote, moved bool, transition, now time.Time) []event {
 	quiet := func(reason string) bool { return reason == ReasonFirstPassPending || reason == "" }
 	if w.Type == ReadyType && w.Reason != ReasonConfigInvalid && w.Reason != ReasonRequiredProbeUnknown {
 		return nil // the probe's own condition tells
 	}
-	moved := transition.Equal(now)
 	switch w.Status {
 	case "False", "True":
 		if len(w.Findings) == 0 {
@@ -459,7 +604,15 @@ func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed 
 		}
 		return evs
 	default:
-		if quiet(w.Reason) || existed && c.Status == "Unknown" && c.Reason == w.Reason {
+		again := existed && c.Status == "Unknown" && c.Reason == w.Reason
+		switch {
+		case quiet(w.Reason):
+			return nil
+		case w.Reason == ReasonConfigInvalid && again && c.Message != w.Message:
+			// Another mistake, which is news; named by its text too, for two of
+			// them may come in one second.
+			return []event{p.event(node, w.Type, w.Reason, w.Message, "Warning", w.Message, now)}
+		case again:
 			return nil
 		}
 		return []event{p.event(node, w.Type, w.Reason, w.Type, "Warning", w.Message, transition)}
@@ -468,9 +621,9 @@ func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed 
 
 // repeat posts once more what an agent that died between the condition and the
 // Event would have posted; the name makes it the same Event.
-func (p *Publisher) repeat(node *Node, w Condition, c NodeCondition, now time.Time) []event {
+func (p *Publisher) repeat(node *Node, w Condition, c NodeCondition, today metav1.Time) []event {
 	const recent = 2 * time.Minute
-	if len(w.Findings) == 0 || w.Type == ReadyType || now.Sub(c.LastTransitionTime.Time) > recent {
+	if len(w.Findings) == 0 || w.Type == ReadyType || today.Sub(c.LastTransitionTime.Time).Abs() > recent {
 		return nil
 	}
 	f := w.Findings[0]

@@ -3,6 +3,7 @@ package report
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -33,6 +34,8 @@ type memoryAPI struct {
 	posted  map[string]string // by name
 	order   []string          // "Type/Reason: message"
 	fail    error
+	late    time.Duration // of the first list
+	swallow bool          // what fails is done all the same: only the answer is lost
 	watch   chan *Node
 }
 
@@ -44,6 +47,7 @@ func newMemoryAPI(conditions ...NodeCondition) *memoryAPI {
 }
 
 func (a *memoryAPI) Follow(ctx context.Context, seen func(*Node)) {
+	time.Sleep(a.late)
 	seen(a.copy())
 	for {
 		select {
@@ -76,12 +80,21 @@ func (a *memoryAPI) edit(change func(n *Node)) {
 	a.watch <- a.copy()
 }
 
-func (a *memoryAPI) PatchConditions(_ context.Context, patch []byte) (*Node, error) {
+func (a *memoryAPI) PatchConditions(_ context.Context, make func() []byte) (*Node, error) {
+	// The gate of the real client makes its caller wait after a failure.
 	a.mu.Lock()
-	if err := a.fail; err != nil {
-		a.mu.Unlock()
-		// The gate of the real client makes its caller wait.
+	failing := a.fail != nil
+	a.mu.Unlock()
+	if failing {
 		time.Sleep(time.Second)
+	}
+	patch := make()
+	if patch == nil {
+		return nil, nil
+	}
+	a.mu.Lock()
+	if err := a.fail; err != nil && !a.swallow {
+		a.mu.Unlock()
 		return nil, err
 	}
 	var p struct {
@@ -111,8 +124,9 @@ func (a *memoryAPI) PatchConditions(_ context.Context, patch []byte) (*Node, err
 	}
 	a.version++
 	a.node.Metadata.ResourceVersion = strconv.Itoa(a.version)
+	err := a.fail
 	a.mu.Unlock()
-	return a.copy(), nil
+	return a.copy(), err
 }
 
 func (a *memoryAPI) CreateEvent(_ context.Context, namespace string, event []byte) error {
@@ -342,11 +356,17 @@ func TestPublisherMakesGoodAnEventLostInACrash(t *testing.T) {
 		if len(again.posted) != 1 {
 			t.Errorf("the event was doubled: %v", again.order)
 		}
-		clear(again.posted) // as if the crash had come before it
-		third := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
-		third.report(bad())
-		if len(third.posted) != 1 {
-			t.Errorf("the event is lost: %v", third.order)
+		for _, what := range []string{"before it", "before it, and something else is to be written too"} {
+			clear(again.posted) // as if the crash had come there
+			third := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
+			third.report(bad())
+			if len(third.posted) != 1 {
+				t.Errorf("a crash %s: the event is lost: %v", what, third.order)
+			}
+			p.locked(func() {
+				n := p.memoryAPI.node
+				n.Status.Conditions = slices.DeleteFunc(n.Status.Conditions, func(c NodeCondition) bool { return c.Type == ReadyType })
+			})
 		}
 	})
 }
@@ -377,23 +397,251 @@ func TestPublisherRestoresWhatOthersChange(t *testing.T) {
 		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
 		p.report(bad())
 		told, _ := p.condition(mp)
-		p.edit(func(n *Node) { n.Status.Conditions[0].Status, n.Status.Conditions[0].Message = "False", "all is well" })
-		synctest.Wait()
-		if c, _ := p.condition(mp); c.Status != "True" || c.Message != told.Message {
-			t.Errorf("overwritten: %+v", c)
+		restored := func(what string) {
+			t.Helper()
+			synctest.Wait()
+			c, ok := p.condition(mp)
+			if !ok || c.Status != "True" || c.Message != told.Message || !c.LastTransitionTime.Equal(&told.LastTransitionTime) {
+				t.Errorf("%s: %+v, was %+v", what, c, told)
+			}
+			if len(p.order) != 1 {
+				t.Errorf("%s: events %v", what, p.order)
+			}
+			time.Sleep(time.Minute)
 		}
+		time.Sleep(time.Minute)
+		p.edit(func(n *Node) {
+			c := &n.Status.Conditions[0]
+			c.Status, c.Message, c.LastTransitionTime = "False", "all is well", metav1.Now()
+		})
+		restored("overwritten")
+		p.edit(func(n *Node) { n.Status.Conditions[0].LastTransitionTime = metav1.Now() })
+		restored("another transition time")
 		p.edit(func(n *Node) { n.Status.Conditions = nil })
-		synctest.Wait()
-		if _, ok := p.condition(mp); !ok {
-			t.Error("deleted and not restored")
-		}
+		restored("deleted")
 		patches := p.writes()
 		p.edit(func(n *Node) { n.Metadata.Labels = map[string]string{"x": "y"} })
 		synctest.Wait()
 		if p.writes() != patches {
 			t.Error("a change that is not ours was answered with a write")
 		}
+		p.report(good())
+		told, _ = p.condition(mp)
+		p.edit(func(n *Node) {
+			n.Status.Conditions[0].Status, n.Status.Conditions[0].LastTransitionTime = "True", metav1.Now()
+		})
+		synctest.Wait()
+		if c, _ := p.condition(mp); c != told || len(p.order) != 2 {
+			t.Errorf("a problem that somebody else claimed: %+v, was %+v, events %v", c, told, p.order)
+		}
 	})
+}
+
+// A write may reach the API server and its answer not the agent. The status has
+// moved once, and the second attempt says when.
+func TestPublisherWhoseAnswerIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		time.Sleep(time.Minute)
+		p.locked(func() { p.fail, p.swallow = errors.New("connection reset"), true })
+		p.report(bad())
+		time.Sleep(1500 * time.Millisecond)
+		first, _ := p.condition(mp)
+		if first.Status != "True" {
+			t.Fatalf("%+v", first)
+		}
+		time.Sleep(30 * time.Second)
+		p.locked(func() { p.fail = nil })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if c, _ := p.condition(mp); !c.LastTransitionTime.Equal(&first.LastTransitionTime) {
+			t.Errorf("since %s, then since %s", first.LastTransitionTime, c.LastTransitionTime)
+		}
+		again := publish(t, p.memoryAPI, time.Now().Add(-time.Hour)) // killed
+		again.report(bad())
+		if len(p.posted) != 1 {
+			t.Errorf("events: %v", p.order)
+		}
+	})
+}
+
+// The same, and the watch tells before the next attempt.
+func TestPublisherWhoseAnswerComesByTheWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		time.Sleep(time.Minute)
+		p.locked(func() { p.fail, p.swallow = errors.New("connection reset"), true })
+		p.report(good())
+		time.Sleep(10 * time.Second)
+		p.locked(func() { p.fail = nil })
+		p.edit(func(*Node) {})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if !slices.Equal(p.order, []string{"Warning/PathsDegraded", "Normal/NoProblem"}) {
+			t.Errorf("events: %v", p.order)
+		}
+	})
+}
+
+// What came and went while the API server was away is not told when it is back,
+// not even for the moment between two writes.
+func TestPublisherTellsNothingOldAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		p.locked(func() { p.fail = errors.New("away") })
+		p.report(bad())
+		time.Sleep(5 * time.Second)
+		p.locked(func() { p.fail = nil })
+		p.report(good()) // and the next attempt waits at the gate
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if c, _ := p.condition(mp); c.Status != "False" || p.writes() != 1 || len(p.order) != 0 {
+			t.Errorf("%+v after %d patches, events %v", c, p.writes(), p.order)
+		}
+	})
+}
+
+// An agent that starts while the API server is slow learns late what was told.
+// A problem that it holds back as new is none.
+func TestPublisherThatLearnsLateWhatWasTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		critical := degraded
+		critical.Severity = finding.Critical
+		told := snapshot(finding.Report{Probe: "mp", Findings: []finding.Finding{critical}})
+		p.report(told)
+		time.Sleep(time.Minute)
+		before := p.copy().Status.Conditions
+
+		late := &memoryAPI{node: p.copy(), version: 200, posted: map[string]string{}, watch: make(chan *Node, 1), late: 20 * time.Second}
+		again := publish(t, late, time.Now().Add(-time.Hour))
+		again.report(snapshot(finding.Report{Probe: "mp", Summary: "1 of 2 paths", Held: 1}))
+		time.Sleep(time.Minute)
+		again.report(snapshot(finding.Report{Probe: "mp", Summary: "1 of 2 paths", Held: 1}))
+		again.report(told)
+		if !slices.Equal(again.copy().Status.Conditions, before) || again.writes() != 0 {
+			t.Errorf("%+v\nwas %+v", again.copy().Status.Conditions, before)
+		}
+		again.report(good())
+		if c, _ := again.condition(mp); c.Status != "False" {
+			t.Errorf("over: %+v", c)
+		}
+	})
+}
+
+// Labels that come late select overrides: what was found without them is about
+// another config.
+func TestPublisherThatLearnsItsLabelsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const multipath = probes.ConditionPrefix + "MultipathProblem"
+		found := func(s engine.Snapshot) engine.Snapshot {
+			s.Reports[0].Condition, s.Reports[0].Started = multipath, time.Now()
+			return s
+		}
+		first := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		first.report(found(bad()))
+		late := &memoryAPI{node: first.copy(), version: 200, posted: map[string]string{}, watch: make(chan *Node, 1), late: 20 * time.Second}
+		p := NewPublisher(late, "n1", time.Now().Add(-time.Hour), slog.New(slog.DiscardHandler), func(map[string]string) bool { return true })
+		late.node.Metadata.Labels = map[string]string{"pool": "storage"}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { p.Run(ctx) })
+		without := found(good())
+		p.Report(without)
+		time.Sleep(25 * time.Second)
+		p.Report(without) // the engine tells what it has when a config comes into force
+		synctest.Wait()
+		if c, _ := late.condition(multipath); c.Status != "True" || late.writes() != 0 {
+			t.Errorf("before a look with the labels: %+v", c)
+		}
+		p.Report(found(bad()))
+		synctest.Wait()
+		if late.writes() != 0 {
+			t.Errorf("%d patches", late.writes())
+		}
+		time.Sleep(2 * time.Minute) // one that hangs is told all the same
+		p.Report(without)
+		synctest.Wait()
+		if c, _ := late.condition(multipath); c.Status != "False" {
+			t.Errorf("after a while: %+v", c)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// Each config that is refused is told, once, and its mistake stands in Ready.
+func TestPublisherTellsEachMistake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(good())
+		for i, mistake := range []string{"config.yaml:5: unknown key maxOfset", "config.yaml:7: unknown key intervall", "config.yaml: not text"} {
+			refused := good()
+			refused.ConfigError = errors.New(mistake)
+			p.report(refused)
+			p.report(refused)
+			if c, _ := p.condition(ReadyType); c.Status != "Unknown" || c.Message != mistake {
+				t.Errorf("%+v", c)
+			}
+			if len(p.posted) != i+1 {
+				t.Errorf("events after %q: %v", mistake, p.posted)
+			}
+		}
+	})
+}
+
+// The clock is set by an hour, and the time of the boot with it. What this agent
+// wrote stays of this boot, for itself and for the agent after it, and what is
+// due after a while is due after a while.
+func TestPublisherWhileTheClockIsSet(t *testing.T) {
+	for _, by := range []time.Duration{time.Hour, -time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			boot := time.Now().Add(-30 * time.Minute)
+			p := publish(t, newMemoryAPI(), boot)
+			p.report(bad())
+			before := p.copy().Status.Conditions
+			time.Sleep(10 * time.Minute)
+
+			p.Publisher.mu.Lock()
+			p.ofDay = func() time.Time { return time.Now().Round(0).Add(by) }
+			p.Publisher.mu.Unlock()
+			p.report(bad())
+			after := p.copy().Status.Conditions
+			if p.writes() != 2 {
+				t.Errorf("%s: %d patches, want one to say that it is of this boot", by, p.writes())
+			}
+			for i, c := range after {
+				if c.Status != before[i].Status || !c.LastTransitionTime.Equal(&before[i].LastTransitionTime) {
+					t.Errorf("%s: %+v, was %+v", by, c, before[i])
+				}
+			}
+			quiet := bad()
+			quiet.Quiet = "systemd is shutting down"
+			p.report(quiet)
+			p.report(bad())
+
+			// Its boot is what the clock says now; here that is the step too.
+			again := NewPublisher(p.memoryAPI, "n1", boot, slog.New(slog.DiscardHandler), nil)
+			again.ofDay = p.ofDay
+			again.node = p.copy()
+			if !again.Prior(mp) {
+				t.Errorf("%s: to the next agent it is older than the boot", by)
+			}
+			time.Sleep(59 * time.Minute)
+			synctest.Wait()
+			if p.writes() != 2 || len(p.order) != 1 {
+				t.Errorf("%s: %d patches, events %v", by, p.writes(), p.order)
+			}
+			time.Sleep(17 * time.Minute)
+			synctest.Wait()
+			if p.writes() != 3 {
+				t.Errorf("%s: %d patches: the hourly refresh is late", by, p.writes())
+			}
+		})
+	}
 }
 
 func TestPublisherNodeDeletedAndMadeAgain(t *testing.T) {
@@ -510,7 +758,7 @@ type counted struct {
 	n *atomic.Int32
 }
 
-func (c counted) PatchConditions(ctx context.Context, patch []byte) (*Node, error) {
+func (c counted) PatchConditions(ctx context.Context, patch func() []byte) (*Node, error) {
 	c.n.Add(1)
 	return c.memoryAPI.PatchConditions(ctx, patch)
 }

@@ -139,7 +139,7 @@ func (c *cluster) eventually(what string, want func(map[string]condition) bool) 
 }
 
 // publisher runs one until stop is called.
-func (c *cluster) publisher(labels func(map[string]string)) (p *report.Publisher, api *report.API, stop func()) {
+func (c *cluster) publisher(labels func(map[string]string) bool) (p *report.Publisher, api *report.API, stop func()) {
 	c.t.Helper()
 	api, err := report.NewAPI(node, c.agent)
 	if err != nil {
@@ -181,7 +181,7 @@ func is(typ, status, reason string) func(map[string]condition) bool {
 func TestReporting(t *testing.T) {
 	c := start(t)
 	labels := make(chan map[string]string, 16)
-	p, api, stop := c.publisher(func(l map[string]string) { labels <- l })
+	p, api, stop := c.publisher(func(l map[string]string) bool { labels <- l; return false })
 
 	if l := <-labels; l["pool"] != "storage" {
 		t.Errorf("labels: %v", l)

@@ -48,12 +48,17 @@ func TestAgent(t *testing.T) {
 	t.Run("figures", w.shortFigures)
 	w.Spent("figures")
 	w.configure(t, runConfig, w.runConfigInForce)
+	t.Run("prometheus", w.prometheus)
+	w.Spent("prometheus")
+	t.Run("soak", w.shortSoak)
 	t.Run("killed", w.killed)
 	t.Run("config refused", w.configRefused)
+	t.Run("chaos", w.shortChaos)
 	t.Run("footprint", w.footprint)
 	t.Run("kubectl hygiene", w.plugin)
 	t.Run("access", w.access)
 	t.Run("uninstall", w.uninstall)
+	t.Run("observe", w.onlyObserves)
 }
 
 // deploy brings up a cluster with the agent on it, as the manifests install it,
@@ -61,7 +66,11 @@ func TestAgent(t *testing.T) {
 func deploy(t *testing.T) *world {
 	t.Helper()
 	agent := make(chan built, 1)
-	go func() { defer close(agent); build(t, agent) }()
+	tree := "../.."
+	if *broken != "" {
+		tree = brokenTree(t, *broken)
+	}
+	go func() { defer close(agent); build(t, tree, agent) }()
 	w := start(t)
 	w.observe(t)
 	t.Cleanup(func() { w.publish(t) })

@@ -422,9 +422,20 @@ func (f *front) setAway(away bool) {
 	f.away = away
 	if away {
 		f.tried = nil
-		for conn := range f.open {
-			conn.Close()
-		}
+		f.cutLocked()
+	}
+}
+
+// cut ends what is connected.
+func (f *front) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cutLocked()
+}
+
+func (f *front) cutLocked() {
+	for conn := range f.open {
+		conn.Close()
 	}
 }
 

@@ -19,6 +19,14 @@
 // on how fast the machine is: that a fault was told before the agent would have
 // looked, that no command was executed, that nothing was written.
 //
+// "make chaos" does at length what may go wrong around the agent, and writes what
+// came of it into docs/reliability.md; every run does some of it.
+//
+// "make soak" makes faults of all kinds at random for half an hour, several at a
+// time, and judges by the log of them alone what was told; then it takes from the
+// node what the agent itself needs. docs/reliability.md has what came of it. Every
+// run soaks the node for 40 seconds.
+//
 // Single scenarios are selected as Go tests are:
 //
 //	HYGIENE_ATTACH=1 go test -tags cluster ./test/e2e -run 'TestAgent/scenarios/chronyd_stopped'

@@ -28,7 +28,10 @@ func TestNightly(t *testing.T) {
 	t.Run("outage of ten minutes", func(t *testing.T) { w.outage(t, 10*time.Minute, 60) })
 	t.Run("reboot", w.reboot)
 	t.Run("second node", w.secondNode)
+	t.Run("runbooks", w.runbooks)
 	t.Run("access", w.access)
+	w.remove(t)
+	t.Run("capabilities", w.capabilities)
 }
 
 // reboot: what was a problem before the machine booted is not told as one

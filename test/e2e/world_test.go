@@ -86,10 +86,14 @@ func (w *world) healthy() error { return w.all().Healthy(kinds()...) }
 // program beside it.
 type built struct{ binary, image string }
 
-// build makes both while the machine boots, and sends where they are.
-func build(t *testing.T, to chan<- built) {
+// build makes both of the sources in tree while the machine boots, and sends
+// where they are.
+func build(t *testing.T, tree string, to chan<- built) {
 	b := built{binary: filepath.Join(t.TempDir(), "agent"), image: filepath.Join(t.TempDir(), "image.tar")}
-	image := exec.CommandContext(t.Context(), "../../hack/build-image.sh", b.image)
+	image := exec.CommandContext(t.Context(), filepath.Join(tree, "hack/build-image.sh"), b.image)
+	if *broken != "" {
+		image.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0") // a copy has no commit
+	}
 	if out, err := image.CombinedOutput(); err != nil {
 		t.Errorf("building the image: %v\n%s", err, out)
 		return

@@ -193,9 +193,9 @@ type acknowledged struct {
 	agent *agent
 }
 
-func (k acknowledged) PatchConditions(ctx context.Context, patch []byte) (*report.Node, error) {
+func (k acknowledged) PatchConditions(ctx context.Context, patch func() []byte) (*report.Node, error) {
 	n, err := k.API.PatchConditions(ctx, patch)
-	if err != nil {
+	if err != nil || n == nil {
 		return n, err
 	}
 	a := k.agent

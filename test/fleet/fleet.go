@@ -241,7 +241,7 @@ func (f *fleet) waitForPolicies(ctx context.Context) error {
 	defer cancel()
 	for i := 0; ; i++ {
 		_, lease := api.CreateLease(ctx, &report.Lease{Metadata: report.LeaseMetadata{Namespace: namespace, Name: fmt.Sprintf("fleet-%d", i)}})
-		_, node := api.PatchConditions(ctx, []byte(`{"status":{"conditions":[]}}`))
+		_, node := api.PatchConditions(ctx, func() []byte { return []byte(`{"status":{"conditions":[]}}`) })
 		if denied(lease) && denied(node) {
 			return nil
 		}

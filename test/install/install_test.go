@@ -4,6 +4,9 @@
 package install
 
 import (
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +38,24 @@ apiVersion: v1
 kind: Node
 metadata: {name: windows, labels: {kubernetes.io/os: windows}}
 `
+
+// The Prometheus operator's definitions of its resources come with its module.
+const (
+	operatorModule = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
+	operatorSum    = "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s="
+)
+
+func operatorDefinitions(t *testing.T, plural string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", operatorModule)
+	cmd.Dir = t.TempDir() // outside of our own module, which does not need it
+	out, err := cmd.Output()
+	var module struct{ Dir, Sum, Error string }
+	if jsonErr := json.Unmarshal(out, &module); err != nil || jsonErr != nil || module.Sum != operatorSum {
+		t.Fatalf("%s: %v %v %+v", operatorModule, err, jsonErr, module)
+	}
+	return filepath.Join(module.Dir, "example", "prometheus-operator-crd", "monitoring.coreos.com_"+plural+".yaml")
+}
 
 func TestInstallAndRemove(t *testing.T) {
 	ctx := t.Context()
@@ -93,8 +114,10 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 
-	for _, overlay := range []string{"openshift", "loopback-metrics", "metrics-tls", "remedies", "before-1.30"} {
-		kubectl("apply", "--dry-run=server", "-k", manifests+"kustomize/overlays/"+overlay)
+	kubectl("apply", "--server-side", "-f", operatorDefinitions(t, "podmonitors"), "-f", operatorDefinitions(t, "prometheusrules"))
+	kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com")
+	for _, overlay := range []string{"openshift", "loopback-metrics", "metrics-tls", "remedies", "observe", "before-1.30", "prometheus-operator"} {
+		kubectl("apply", "--dry-run=server", "--validate=strict", "-k", manifests+"kustomize/overlays/"+overlay)
 	}
 
 	t.Run("kubectl hygiene", func(t *testing.T) { pluginSees(t, cp) })

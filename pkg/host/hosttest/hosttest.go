@@ -18,12 +18,12 @@
 //	bus/DEST PATH IFACE properties as JSON, or "absent"
 //	socket/udp/127.0.0.1:323 and the like: a dialogue, see socket.go
 //	adjtimex            "state=0 status=0x2001 offset=0s maxerror=1ms esterror=1ms"
-//	ptp/dev/ptp0        "offset=1ms uncertainty=1us"
+//	ptp/dev/ptp0        "offset=1ms uncertainty=1us" or "denied"
 //	dm                  "device NAME UUID 253:0 [suspended] [ro] [open=1] [event=3]", then "table START LEN TYPE ..." and "status ..." lines
 //	statmount           "/data dev=8:1 [ro]", "/nfs hangs=2026-01-02T03:04:05Z" or "/x error=EIO"
 //	locks               "/var/lib/dpkg/lock pid=12", or "free", "absent", "denied", "notlive" in place of pid=12
 //	kmsg                records as /dev/kmsg gives them
-//	run/COMMAND LINE    "exit N", then standard output; before it "! " marks lines of standard error
+//	run/COMMAND LINE    "exit N", then standard output; before it "! " marks lines of standard error; or "denied"
 //	kubelet/configz     the kubelet's answer, or "error TEXT"
 //	os                  "id=debian version=13 class=mutable ...", overriding detection
 //	now                 the time of the pass; further lines are further passes
@@ -539,6 +539,8 @@ func (h *Host) Dial(_ context.Context, network, address string) (net.Conn, error
 	switch strings.TrimSpace(text) {
 	case "refused":
 		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	case "denied":
+		return nil, &net.OpError{Op: "dial", Net: network, Err: fs.ErrPermission}
 	case "absent":
 		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ENOENT)}
 	case "busy":
@@ -584,6 +586,9 @@ func (h *Host) PTPOffset(_ context.Context, node string) (time.Duration, time.Du
 	text, ok := h.sections["ptp"+node]
 	if !ok {
 		return 0, 0, h.unlisted("ptp" + node)
+	}
+	if strings.TrimSpace(text) == "denied" {
+		return 0, 0, &fs.PathError{Op: "open", Path: node, Err: fs.ErrPermission}
 	}
 	a := attributes(strings.Fields(text))
 	offset, err := time.ParseDuration(a["offset"])
@@ -736,6 +741,9 @@ func (h *Host) Run(_ context.Context, c host.Command) (host.Output, error) {
 		return host.Output{}, h.unlisted("run/" + c.String())
 	}
 	first, rest, _ := bytes.Cut([]byte(text), []byte("\n"))
+	if string(first) == "denied" {
+		return host.Output{}, fmt.Errorf("%s: %w", c, fs.ErrPermission)
+	}
 	code, err := strconv.Atoi(strings.TrimPrefix(string(first), "exit "))
 	if err != nil {
 		h.t.Fatalf("run/%s: first line %q, want \"exit N\"", c, first)

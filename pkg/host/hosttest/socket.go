@@ -29,7 +29,7 @@ import (
 // request matches any four bytes and stands for the same four in its replies.
 // "mpath" adds multipathd's framing: an 8-byte length and a trailing NUL.
 // Requests may come in any order and repeatedly. The whole section may instead
-// be "refused", "absent" or "busy", which is the answer to connect(2).
+// be "refused", "absent", "denied" or "busy", which is the answer to connect(2).
 type exchange struct {
 	request []byte
 	seqAt   int // offset of SSSSSSSS in the request, -1 without

@@ -1,0 +1,142 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestClaim(t *testing.T) {
+	h, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	ctx := t.Context()
+	dir := t.TempDir()
+
+	first, err := h.Claim(ctx, dir)
+	if err != nil || first.Orphaned != 0 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	var held *ClaimedError
+	if _, err := h.Claim(ctx, dir); !errors.As(err, &held) || held.PID != os.Getpid() {
+		t.Errorf("a second claim: %v, want one that names process %d", err, os.Getpid())
+	}
+	first.Close()
+	again, err := h.Claim(ctx, dir)
+	if err != nil {
+		t.Fatalf("after it was given up: %v", err)
+	}
+	again.Close()
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+
+	if _, err := h.Claim(ctx, filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing directory: %v", err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Claim(ctx, file); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("a file: %v", err)
+	}
+}
+
+// A process that is killed leaves no claim behind, and one of which a thread
+// still hangs in the kernel does not keep its successor waiting.
+func TestClaimOfTheDead(t *testing.T) {
+	h, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	until := func(what string, ok func(*Claim, error) bool) {
+		t.Helper()
+		dir := t.TempDir()
+		p := helper(t, what+" "+dir, nil)
+		if what == "claim" {
+			var held *ClaimedError
+			if _, err := h.Claim(t.Context(), dir); !errors.As(err, &held) || held.PID != p.Pid {
+				t.Errorf("while it lives: %v, want one that names process %d", err, p.Pid)
+			}
+			p.Kill()
+		}
+		// The kernel takes a moment to end it; nobody waits for how long.
+		for {
+			c, err := h.Claim(t.Context(), dir)
+			if err == nil {
+				if !ok(c, err) {
+					t.Errorf("%s: %+v", what, c)
+				}
+				c.Close()
+				return
+			}
+			if t.Context().Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	until("claim", func(c *Claim, err error) bool { return c.Orphaned == 0 })
+	until("remains", func(c *Claim, err error) bool { return c.Orphaned != 0 })
+}
+
+// playClaim holds a claim; as remains its first thread ends, as that of a
+// process that was killed does, and another does not.
+func playClaim(dir string, remains bool) error {
+	h, err := Open(Options{})
+	if err != nil {
+		return err
+	}
+	if _, err := h.Claim(context.Background(), dir); err != nil {
+		return err
+	}
+	if !remains {
+		return ready()
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- ready()
+	}()
+	if unix.Gettid() != os.Getpid() {
+		return errors.New("not the first thread")
+	}
+	unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+	return <-done
+}
+
+func TestFlockHolder(t *testing.T) {
+	locks := []byte(`1: POSIX  ADVISORY  WRITE 101 fe:01:77 0 EOF
+2: FLOCK  ADVISORY  READ 102 fe:01:77 0 EOF
+3: FLOCK  ADVISORY  WRITE 103 fe:01:177 0 EOF
+4: FLOCK  ADVISORY  WRITE 104 fe:01:77 0 EOF
+4: -> FLOCK  ADVISORY  WRITE 105 fe:01:77 0 EOF
+5: OFDLCK ADVISORY  WRITE -1 fe:01:78 0 EOF
+6: FLOCK
+`)
+	for inode, want := range map[uint64]int{77: 104, 177: 103, 78: 0, 7: 0} {
+		if got := flockHolder(locks, inode); got != want {
+			t.Errorf("inode %d is held by %d, want %d", inode, got, want)
+		}
+	}
+}
+
+func FuzzFlockHolder(f *testing.F) {
+	f.Add([]byte("4: FLOCK  ADVISORY  WRITE 104 fe:01:77 0 EOF\n"), uint64(77))
+	f.Fuzz(func(t *testing.T, locks []byte, inode uint64) {
+		if pid := flockHolder(locks, inode); pid < 0 {
+			t.Errorf("process %d", pid)
+		}
+	})
+}
