@@ -5,7 +5,7 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down chaos soak clean
+.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down chaos soak tutorial clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
@@ -34,7 +34,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring ./test/tutorial
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -70,6 +70,9 @@ BROKEN ?=
 soak: setup ## faults of all kinds at random for half an hour, and a node that lacks what the agent needs, into docs/reliability.md
 	go test -tags cluster -count=1 -timeout 3h -v ./test/e2e -run '^Test$(if $(BROKEN),Soak,(Soak|Starved))$$' \
 		-soak=$(FOR) -soak-seed=$(SEED) -broken=$(BROKEN) -soak-figures=$(CURDIR)/docs/reliability.md
+
+tutorial: setup ## docs/tutorial.md on a fresh cluster, as a reader types it; its pictures made anew
+	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 70m -v ./test/tutorial -run TestTutorial -pictures
 
 bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...
