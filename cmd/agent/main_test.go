@@ -172,14 +172,57 @@ func TestCheckFormats(t *testing.T) {
 	}
 	out, _ = agent(t, "check", "--root", dir, "-o", "junit")
 	var suite struct {
-		Tests  int `xml:"tests,attr"`
-		Errors int `xml:"errors,attr"`
+		Tests  int    `xml:"tests,attr"`
+		Errors int    `xml:"errors,attr"`
+		Host   string `xml:"hostname,attr"`
 		Cases  []struct {
 			Name string `xml:"name,attr"`
 		} `xml:"testcase"`
 	}
-	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != len(probeNames()) || len(suite.Cases) != len(probeNames()) || suite.Errors == 0 {
+	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != len(probeNames()) || len(suite.Cases) != len(probeNames()) || suite.Errors == 0 || suite.Host != "n1" {
 		t.Errorf("%v: %+v", err, suite)
+	}
+}
+
+// TestJUnit: nothing that a probe tells is lost on the way into a pipeline.
+func TestJUnit(t *testing.T) {
+	info := finding.Finding{Reason: "AutomaticLogin", Severity: finding.Info, Message: "logs in by itself"}
+	r := report.HostReport{Node: "n1", Time: time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC), Probes: []report.ProbeReport{
+		{Name: "iscsi", Status: finding.OK, Summary: "1 session", DurationSeconds: 0.25, Findings: []finding.Finding{info}},
+		{Name: "disks", Status: finding.Problem, Summary: "2 disks", Error: "thin pools: no permission", Findings: []finding.Finding{
+			info, {Reason: "DeviceOffline", Severity: finding.Critical, Subject: "sda", Message: "sda is offline"}}},
+		{Name: "time", Status: finding.Unknown, Error: "chronyd: <no reply>"},
+		{Name: "oom", Status: finding.NotApplicable, Summary: "no kubelet"},
+	}}
+	var b bytes.Buffer
+	if err := r.WriteJUnit(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `<?xml version="1.0" encoding="UTF-8"?>
+<testsuite name="host-hygiene n1" tests="4" failures="1" errors="1" skipped="1" time="0.250000" timestamp="2026-11-22T04:00:00" hostname="n1">
+  <testcase name="iscsi" classname="host-hygiene" time="0.250000">
+    <system-out>1 session
+  info AutomaticLogin: logs in by itself</system-out>
+  </testcase>
+  <testcase name="disks" classname="host-hygiene" time="0.000000">
+    <failure type="DeviceOffline" message="critical DeviceOffline sda: sda is offline">  info AutomaticLogin: logs in by itself
+  critical DeviceOffline: sda is offline
+could not check: thin pools: no permission
+</failure>
+    <system-out>2 disks</system-out>
+  </testcase>
+  <testcase name="time" classname="host-hygiene" time="0.000000">
+    <error type="CheckFailed" message="chronyd: &lt;no reply&gt;">could not check: chronyd: &lt;no reply&gt;
+</error>
+  </testcase>
+  <testcase name="oom" classname="host-hygiene" time="0.000000">
+    <skipped message="no kubelet"></skipped>
+    <system-out>no kubelet</system-out>
+  </testcase>
+</testsuite>
+`
+	if d := cmp.Diff(want, strings.ReplaceAll(b.String(), "&#xA;", "\n")); d != "" {
+		t.Error(d)
 	}
 }
 

@@ -219,6 +219,7 @@ type junitSuite struct {
 	Skipped  int         `xml:"skipped,attr"`
 	Time     string      `xml:"time,attr"`
 	Stamp    string      `xml:"timestamp,attr"`
+	Host     string      `xml:"hostname,attr"`
 	Cases    []junitCase `xml:"testcase"`
 }
 
@@ -233,13 +234,14 @@ type junitCase struct {
 }
 
 type junitText struct {
+	Type    string `xml:"type,attr,omitempty"`
 	Message string `xml:"message,attr"`
 	Text    string `xml:",chardata"`
 }
 
 // WriteJUnit writes the report as a JUnit test suite, a test case a probe.
 func (r HostReport) WriteJUnit(w io.Writer) error {
-	suite := junitSuite{Name: "host-hygiene " + oneLine(r.Node), Tests: len(r.Probes), Stamp: r.Time.Format("2006-01-02T15:04:05")}
+	suite := junitSuite{Name: "host-hygiene " + oneLine(r.Node), Tests: len(r.Probes), Host: oneLine(r.Node), Stamp: r.Time.Format("2006-01-02T15:04:05")}
 	var total float64
 	for _, p := range r.Probes {
 		total += p.DurationSeconds
@@ -248,17 +250,22 @@ func (r HostReport) WriteJUnit(w io.Writer) error {
 		for _, f := range p.Findings {
 			Style{Wide: true}.finding(&text, f)
 		}
+		if p.Error != "" {
+			text.WriteString("could not check: " + Lines(p.Error) + "\n")
+		}
 		switch p.Status {
 		case finding.Problem:
 			suite.Failures++
 			worst, _ := finding.Worst(p.Findings)
-			c.Failure = &junitText{oneLine(worst.String()), text.String()}
+			c.Failure = &junitText{worst.Reason, oneLine(worst.String()), text.String()}
 		case finding.Unknown:
 			suite.Errors++
-			c.Error = &junitText{oneLine(p.Error), text.String()}
+			c.Error = &junitText{ReasonCheckFailed, oneLine(p.Error), text.String()}
 		case finding.NotApplicable:
 			suite.Skipped++
 			c.Skipped = &junitText{Message: oneLine(p.Summary)}
+		default: // what is only information, or muted, is told all the same
+			c.Out = strings.TrimSuffix(c.Out+"\n"+text.String(), "\n")
 		}
 		suite.Cases = append(suite.Cases, c)
 	}
