@@ -37,10 +37,10 @@ func newCheck(c *common) *cobra.Command {
 
 Exit codes: 0 nothing is wrong; 1 a warning or critical finding; 2 the command
 line or the config is wrong; 3 no finding, but a probe could not run.`,
-		Example: `agent check -o wide                  # all evidence, and how long each probe took
-agent check --watch --every 30s      # again and again
-agent check -o junit >hygiene.xml    # for a pipeline
-agent check --root /mnt/image        # a tree that is not running`,
+		Example: `  agent check -o wide                # all evidence, and what each took
+  agent check --watch --every 30s    # again and again
+  agent check -o junit >hygiene.xml  # for a pipeline
+  agent check --root /mnt/image      # a tree that is not running`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(checkOutputs, output) {
@@ -305,8 +305,8 @@ func newExplain(c *common) *cobra.Command {
 		Long: `explain shows one probe with all its evidence and the settings in force. Where
 an agent runs on this host it is asked, so that what it remembers is shown too;
 otherwise one pass is made.`,
-		Example: `agent explain time    # every clock and source
-agent explain oom     # the kernel's kill order, and what the kubelet intended`,
+		Example: `  agent explain time    # every clock and source
+  agent explain oom     # the kernel's kill order, and what the kubelet intended`,
 		Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return probeNames(), cobra.ShellCompDirectiveNoFileComp
@@ -437,7 +437,7 @@ func newValidate() *cobra.Command {
 	return &cobra.Command{
 		Use:     "validate FILE...",
 		Short:   "Say what is wrong with config files, each mistake with its line",
-		Example: "agent validate config.yaml configmap.yaml",
+		Example: "  agent validate config.yaml configmap.yaml",
 		Args:    cobra.MinimumNArgs(1),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt

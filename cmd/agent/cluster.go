@@ -234,8 +234,8 @@ func newCleanup() *cobra.Command {
 		Short: "Delete the agent's Node conditions, for an uninstall",
 		Long: `cleanup helps to leave nothing behind. With --wait it waits until no Node has a
 condition of the agent's any more, after report.conditions was set to off. With
---all it deletes them itself from every Node, with an administrator's kubeconfig:
-for dead nodes and after a hasty kubectl delete.`,
+--all it deletes them itself from every Node, with an administrator's
+kubeconfig: for dead nodes and after a hasty kubectl delete.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all == wait {

@@ -32,8 +32,8 @@ agent has left on the host by earlier repairs is listed too.
 
 Nothing is written. What only the package manager can tell is marked "not
 simulated"; --simulate has it make its own dry run.`,
-		Example: `agent plan --config c.yaml --simulate
-agent plan --config c.yaml --allow packages,units    # whatever the config allows`,
+		Example: `  agent plan --config c.yaml --simulate
+  agent plan --config c.yaml --allow packages   # whatever the config says`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"text", "json", "yaml"}, output) {
@@ -154,14 +154,14 @@ func newApply(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Do once what plan shows, on this host and outside a cluster",
-		Long: `apply does once what plan shows, and then checks whether it has helped: what has
-not is taken back where that is possible. The maintenance window and the limits
-of a fleet do not hold here. Nothing that remedies.allow or --allow does not list
-is changed.
+		Long: `apply does once what plan shows, and then checks whether it has helped: what
+has not is taken back where that is possible. The maintenance window and the
+limits of a fleet do not hold here. Nothing that remedies.allow or --allow does
+not list is changed.
 
-Exit codes: 0 everything that was planned has helped, or waits for a reboot;
-1 a step was refused, failed or has not helped; 2 usage or config error.`,
-		Example: "agent apply --config c.yaml --allow units",
+Exit codes: 0 everything that was planned has helped, or waits for a reboot; 1
+a step was refused, failed or has not helped; 2 usage or config error.`,
+		Example: "  agent apply --config c.yaml --allow units",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.loadAllowing(allow)
@@ -277,12 +277,12 @@ func newRollback(c *common) *cobra.Command {
 		Use:   "rollback",
 		Short: "Take back the last plan that was applied to this host",
 		Long: `rollback puts files, units, kernel settings and OOM scores back to what they
-were before the last plan that was applied, or with --all before the first: what
-should be done before the agent is uninstalled. What somebody has changed since
-is left alone. Packages and loaded modules stay, because volumes may use them;
-how to remove them is said.`,
-		Example: `agent rollback          # the last plan
-agent rollback --all    # everything, before an uninstall`,
+were before the last plan that was applied, or with --all before the first:
+what should be done before the agent is uninstalled. What somebody has changed
+since is left alone. Packages and loaded modules stay, because volumes may use
+them; how to remove them is said.`,
+		Example: `  agent rollback          # the last plan
+  agent rollback --all    # everything, before an uninstall`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := progress(cmd, "text")

@@ -24,18 +24,19 @@ func newExplain(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain NODE [PROBE]",
 		Short: "Show a node's probe with all its evidence, asking the agent there",
-		Long: `explain executes "/agent explain PROBE" in the pod of the agent on a node: all the
-evidence and the settings in force. Without a probe it explains those that tell of
-a problem or could not run.
+		Long: `explain executes "/agent explain PROBE" in the pod of the agent on a node: all
+the evidence and the settings in force. Without a probe it explains those that
+tell of a problem or could not run.
 
-It takes the right to create pods/exec in the agent's namespace. The agent's pod
-is privileged and shares the host's process IDs: who may execute in it is root on
-the node. Reading the conditions takes no such right, see "kubectl hygiene -o wide".
+It takes the right to create pods/exec in the agent's namespace. The agent's
+pod is privileged and shares the host's process IDs: who may execute in it is
+root on the node. Reading the conditions takes no such right, see "kubectl
+hygiene -o wide".
 
-Exit codes are those of "agent check": 0 nothing is wrong; 1 a finding; 2 usage, or
-nobody answers; 3 no finding, but a probe could not run.`,
-		Example: `kubectl hygiene explain n-time         # the probes that tell of a problem
-kubectl hygiene explain n-time oom     # this one, whatever it tells`,
+Exit codes are those of "agent check": 0 nothing is wrong; 1 a finding; 2
+usage, or nobody answers; 3 no finding, but a probe could not run.`,
+		Example: `  kubectl hygiene explain n-time         # the probes that tell of a problem
+  kubectl hygiene explain n-time oom     # this one, whatever it tells`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "text" && output != "json" {

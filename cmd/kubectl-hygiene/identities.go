@@ -25,10 +25,10 @@ func newIdentities(c *common) *cobra.Command {
 		Use:   "identities",
 		Short: "Find names that several nodes have and only one may: machine-id, product UUID, initiator names",
 		Long: `identities compares what nodes are known by: machine-id and product UUID as the
-kubelets publish them, initiator names that CSI drivers use as node IDs, and the
-hashes in the metrics of every agent, each asked through the API server. That takes
-the right to get pods/proxy in the agent's namespace; what could not be asked is
-told. Identities are shown as hashes only.
+kubelets publish them, initiator names that CSI drivers use as node IDs, and
+the hashes in the metrics of every agent, each asked through the API server.
+That takes the right to get pods/proxy in the agent's namespace; what could not
+be asked is told. Identities are shown as hashes only.
 
 Two nodes with one iSCSI initiator name or NVMe host NQN are one machine to the
 storage system: each can take the other's volumes away, or write to them.

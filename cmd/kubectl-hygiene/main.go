@@ -88,6 +88,7 @@ type common struct {
 func newRoot(out io.Writer) *cobra.Command {
 	c := &common{rules: clientcmd.NewDefaultClientConfigLoadingRules(), out: out, look: terminal.LookOf(out)}
 	cmd := newNodes(c)
+	cmd.SetUsageTemplate(terminal.UsageTemplate(cmd.UsageTemplate(), c.look.Columns))
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl hygiene"}
 	flags := cmd.PersistentFlags()

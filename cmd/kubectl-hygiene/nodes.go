@@ -22,21 +22,22 @@ func newNodes(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubectl-hygiene",
 		Short: "Show what the host-hygiene agents tell of the nodes, the worst first",
-		Long: `kubectl hygiene shows every node with what the probes of its agent have told, the
-worst first: a row a node, a column a probe. A cell is "ok", the reason of the
-problem, "unknown" where the probe could not run, "-" where it does not apply; a
-"?" behind it says that no agent vouches for it any more. Under the table stand
-machine-ids and product UUIDs that several nodes have, and ReadWriteOnce volumes
-stuck on nodes that are silent, with the safe way out.
+		Long: `kubectl hygiene shows every node with what the probes of its agent have told,
+the worst first: a row a node, a column a probe. A cell is "ok", the reason of
+the problem, "unknown" where the probe could not run, "-" where it does not
+apply; a "?" behind it says that no agent vouches for it any more. Under the
+table stand machine-ids and product UUIDs that several nodes have, and
+ReadWriteOnce volumes stuck on nodes that are silent, with the safe way out.
 
 It reads Nodes and the agent's pods, and changes nothing.
 
-Exit codes: 0 nothing is wrong; 1 a problem; 2 the command line or the kubeconfig
-is wrong, or nobody answers; 3 no problem known, but something could not be seen.`,
-		Example: `kubectl hygiene -l pool=storage -o wide
-kubectl hygiene --watch
-kubectl hygiene explain n-time time
-kubectl hygiene upgrade-check --to 1.37`,
+Exit codes: 0 nothing is wrong; 1 a problem; 2 the command line or the
+kubeconfig is wrong, or nobody answers; 3 no problem known, but something could
+not be seen.`,
+		Example: `  kubectl hygiene -l pool=storage -o wide
+  kubectl hygiene --watch
+  kubectl hygiene explain n-time time
+  kubectl hygiene upgrade-check --to 1.37`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {

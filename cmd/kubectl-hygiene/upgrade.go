@@ -54,16 +54,18 @@ func newUpgradeCheck(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade-check",
 		Short: "Say whether this cluster is fit to be upgraded, and what to mend before",
-		Long: `upgrade-check asks what stands in the way of an upgrade to the next minor version,
-and says what to run: ` + strings.Join(names, ", ") + `.
+		Long: `upgrade-check asks what stands in the way of an upgrade to the next minor
+version, and says what to run. Its checks are
+` + terminal.Look{Columns: 79}.Wrap(strings.Join(names, ", "), 0) + `.
 
-Every API server is asked directly where its address can be reached from here, by
-the name in its certificate; where it can not, that is said. It changes nothing.
+Every API server is asked directly where its address can be reached from here,
+by the name in its certificate; where it can not, that is said. It changes
+nothing.
 
 Exit codes, for pipelines: 0 fit; 1 findings; 2 usage, or nobody answers; 3 no
 finding, but not everything could be checked (--skip what never can be).`,
-		Example: `kubectl hygiene upgrade-check --to 1.37
-kubectl hygiene upgrade-check -o json --skip api-servers,storage-hashes`,
+		Example: `  kubectl hygiene upgrade-check --to 1.37
+  kubectl hygiene upgrade-check -o json --skip api-servers,storage-hashes`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {

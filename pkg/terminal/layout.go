@@ -60,6 +60,12 @@ func wrap(line string, columns, indent int) string {
 	return b.String()
 }
 
+// UsageTemplate changes a template of cobra's so that flags are explained in so
+// many columns, 0 for any.
+func UsageTemplate(template string, columns int) string {
+	return strings.ReplaceAll(template, ".FlagUsages", fmt.Sprintf(".FlagUsagesWrapped %d", columns))
+}
+
 // leastCell is how narrow a column of a table is made to find room.
 const leastCell = 12
 

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
@@ -26,6 +27,7 @@ func Hold(t *testing.T, root *cobra.Command, dir string, update bool) {
 	root.InitDefaultCompletionCmd()
 	pages := map[string][]byte{}
 	add(root, pages)
+	fits(t, root)
 	old, err := filepath.Glob(filepath.Join(dir, title(root)+"*.1"))
 	if err != nil {
 		t.Fatal(err)
@@ -58,6 +60,20 @@ func Hold(t *testing.T, root *cobra.Command, dir string, update bool) {
 		}
 	}
 	lint(t, pages)
+}
+
+// fits: the texts of help are broken by hand, and stand as they are in a terminal
+// of 80 columns.
+func fits(t *testing.T, cmd *cobra.Command) {
+	t.Helper()
+	for line := range strings.SplitSeq(cmd.Long+"\n"+cmd.Example, "\n") {
+		if n := utf8.RuneCountInString(line); n > 80 && cmd.Name() != "completion" {
+			t.Errorf("%s --help: a line of %d columns: %s", cmd.CommandPath(), n, line)
+		}
+	}
+	for _, c := range listed(cmd) {
+		fits(t, c)
+	}
 }
 
 // add makes the page of a command and of those that help lists under it.
