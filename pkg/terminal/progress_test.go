@@ -3,6 +3,7 @@ package terminal
 import (
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,12 +12,15 @@ import (
 
 // screen is one line of a terminal, as carriage returns leave it.
 type screen struct {
+	mu      sync.Mutex
 	line    []rune
 	col     int
 	written int
 }
 
 func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, r := range string(p) {
 		s.written++
 		switch r {
@@ -35,7 +39,11 @@ func (s *screen) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *screen) String() string { return strings.TrimRight(string(s.line), " ") }
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.TrimRight(string(s.line), " ")
+}
 
 func TestProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
