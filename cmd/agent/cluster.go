@@ -251,12 +251,17 @@ kubeconfig: for dead nodes and after a hasty kubectl delete.`,
 			c.UserAgent = userAgent()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			p := progress(cmd, "text")
+			defer p.Done()
 			var left []string
 			if all {
-				left, err = report.CleanupAll(ctx, c, cmd.OutOrStdout())
+				p.Say("deleting the conditions from every Node")
+				left, err = report.CleanupAll(ctx, c, p.Over(cmd.OutOrStdout()))
 			} else {
+				p.Say("waiting until no Node has a condition of the agent's")
 				left, err = report.WaitClean(ctx, c)
 			}
+			p.Done()
 			if err != nil {
 				return exitError{exitFinding, err}
 			}

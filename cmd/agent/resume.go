@@ -63,7 +63,11 @@ tried again on its node before remedies.cooldown has passed.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			p := progress(cmd, "text")
+			defer p.Done()
+			p.Say("asking the API server")
 			were, cleared, err := remedy.Resume(ctx, api)
+			p.Done()
 			switch {
 			case apierrors.IsForbidden(err):
 				return exitError{exitFinding, fmt.Errorf("%w (want a kubeconfig that may get, create and update leases in the namespace %s)", err, remedy.Namespace)}
