@@ -130,7 +130,7 @@ func TestColumns(t *testing.T) {
 	r := report.HostReport{Node: "n1", Probes: []report.ProbeReport{{
 		Name: "disks", Status: finding.Problem, Summary: strings.Repeat("some disks ", 20), Error: strings.Repeat("could not be seen ", 9),
 		Findings: []finding.Finding{{Reason: "DeviceOffline", Severity: finding.Critical, Subject: "sda", Message: strings.Repeat("sda is offline ", 12),
-			Evidence: []finding.Evidence{{Source: "/sys/block/sda/device/state", Observed: strings.Repeat("offline ", 12), Expected: "running"}}}},
+			Evidence: []finding.Evidence{{Source: "chronyd sources, UDP 127.0.0.1:323", Observed: strings.Repeat("offline ", 12), Expected: "running"}}}},
 	}}}
 	for _, columns := range []int{80, 160} {
 		var b bytes.Buffer
@@ -140,6 +140,9 @@ func TestColumns(t *testing.T) {
 		longest := 0
 		for line := range strings.Lines(b.String()) {
 			longest = max(longest, len(line)-1)
+		}
+		if !strings.Contains(b.String(), "[chronyd sources, UDP 127.0.0.1:323]") {
+			t.Errorf("the source is broken:\n%s", b.String())
 		}
 		if longest > columns || longest < columns*3/4 {
 			t.Errorf("the longest line of %d columns has %d:\n%s", columns, longest, b.String())

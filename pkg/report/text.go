@@ -145,8 +145,12 @@ func (r HostReport) WriteTable(w io.Writer, s Style) error {
 
 // line writes one line, in as many rows as it takes.
 func (s Style) line(b *strings.Builder, text string, indent int) {
-	b.WriteString(s.Wrap(text, indent) + "\n")
+	b.WriteString(strings.ReplaceAll(s.Wrap(text, indent), together, " ") + "\n")
 }
+
+// together stands for a blank at which a line is not broken. What comes from the
+// host has none, for oneLine escapes it.
+const together = "\u00a0"
 
 func (s Style) finding(b *strings.Builder, f finding.Finding) {
 	head := "  " + s.severity(f) + " " + s.Paint(terminal.Bold, f.Reason)
@@ -174,7 +178,8 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 		if e.Expected != "" {
 			text += ", expected " + oneLine(e.Expected)
 		}
-		s.line(b, text+"  "+s.Paint(terminal.Grey, "["+oneLine(e.Source)+"]"), 8)
+		source := strings.ReplaceAll("["+oneLine(e.Source)+"]", " ", together)
+		s.line(b, text+"  "+s.Paint(terminal.Grey, source), 8)
 	}
 	if more := len(f.Evidence) - len(evidence); more > 0 {
 		s.line(b, "      "+s.Paint(terminal.Grey, fmt.Sprintf("and %d more, see -o wide", more)), 8)

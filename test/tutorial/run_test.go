@@ -32,7 +32,7 @@ func TestTutorial(t *testing.T) {
 	}
 	blocks := read(t)
 	var script strings.Builder
-	script.WriteString("set -e -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; make cluster-down' EXIT\n")
+	script.WriteString("set -e -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; make cluster-down || true' EXIT\n")
 	for i, b := range blocks {
 		fmt.Fprintf(&script, "printf '%s%d %%(%%T)T\\n'\n%s", mark, i, b.Text)
 	}
