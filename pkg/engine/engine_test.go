@@ -528,7 +528,9 @@ func TestUnderway(t *testing.T) {
 		if got, want := u.Left(), "2 of 2 probes: quick, slow"; got != want {
 			t.Errorf("at first %q, want %q", got, want)
 		}
+		u.mu.Lock()
 		u.left[0].trace, u.left[1].trace = fstab, fstab
+		u.mu.Unlock()
 		time.Sleep(2 * time.Second)
 		if got, want := u.Left(), "1 of 2 probes: slow (/etc/fstab)"; got != want {
 			t.Errorf("then %q, want %q", got, want)

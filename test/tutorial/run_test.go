@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +69,15 @@ func TestTutorial(t *testing.T) {
 	}
 	if !*pictures {
 		return
+	}
+	text, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A picture that has not been made yet stands in a comment.
+	text = regexp.MustCompile(`(?m)^<!-- (!\[.*\)) -->$`).ReplaceAll(text, []byte("$1"))
+	if err := os.WriteFile(document, text, 0o644); err != nil {
+		t.Fatal(err)
 	}
 	for i, b := range blocks {
 		if b.Picture == "" {
