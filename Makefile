@@ -5,11 +5,23 @@ VERSION ?= $(shell sed -n 's/^## \[\([0-9][^]]*\)\].*/v\1/p' CHANGELOG.md | head
 GOFLAGS_BUILD = -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED ?= 0
 
-.PHONY: build plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down chaos soak clean
+.PHONY: build install plugin run test unit race cluster-tests e2e nightly fuzz fuzz-proof bench bench-fleet bench-node plots lint supply-chain setup image generate cluster-up cluster-down chaos soak tutorial clean
 
 build: ## the agent and the kubectl plugin, static, in bin/
 	go build $(GOFLAGS_BUILD) -o bin/agent ./cmd/agent
 	go build $(GOFLAGS_BUILD) -o bin/kubectl-hygiene ./cmd/kubectl-hygiene
+
+# Completion is a file a shell finds by the command's name; kubectl asks
+# kubectl_complete-hygiene of the PATH.
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+install: build ## both, their manual pages and completion, under PREFIX (and DESTDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 0755 bin/agent bin/kubectl-hygiene cmd/kubectl-hygiene/kubectl_complete-hygiene $(DESTDIR)$(PREFIX)/bin
+	install -m 0644 docs/man/*.1 $(SHARE)/man/man1
+	bin/agent completion bash >$(SHARE)/bash-completion/completions/agent
+	bin/agent completion zsh >$(SHARE)/zsh/site-functions/_agent
+	bin/agent completion fish >$(SHARE)/fish/vendor_completions.d/agent.fish
 
 plugin: ## the kubectl plugin for every platform, as archives for krew, in dist/
 	VERSION=$(VERSION) hack/build-plugin.sh
@@ -22,7 +34,7 @@ run: build ## build the agent and check this very machine
 test: setup race fuzz cluster-tests ## everything, set up from nothing
 
 unit: ## the fast inner loop
-	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/figures ./test/fuzzproof ./test/soak ./test/monitoring ./test/distros
+	go test ./cmd/... ./pkg/... ./manifests/... ./test/arch ./test/distros ./test/figures ./test/fuzzproof ./test/monitoring ./test/soak ./test/tutorial
 
 race: setup
 	CGO_ENABLED=1 go test -race ./cmd/... ./pkg/... ./manifests/...
@@ -35,7 +47,7 @@ fuzz-proof: ## a bug sown under each fuzzer, which must find it; ten minutes, or
 	go test -count=1 -timeout 2h -v ./test/fuzzproof -run 'TestFuzzersFindBugs' -prove -fuzzer '$(FUZZER)'
 
 cluster-tests: setup ## a real API server, a real node, every scenario
-	go test -tags cluster -count=1 -timeout 40m -v -p 1 ./test/...
+	go test -tags cluster -count=1 -timeout 40m -v -p 2 ./test/...
 
 e2e: setup ## only the scenarios on the real node
 	go test -tags cluster -count=1 -timeout 40m -v ./test/e2e
@@ -59,6 +71,9 @@ BROKEN ?=
 soak: setup ## faults of all kinds at random for half an hour, and a node that lacks what the agent needs, into docs/reliability.md
 	go test -tags cluster -count=1 -timeout 3h -v ./test/e2e -run '^Test$(if $(BROKEN),Soak,(Soak|Starved))$$' \
 		-soak=$(FOR) -soak-seed=$(SEED) -broken=$(BROKEN) -soak-figures=$(CURDIR)/docs/reliability.md
+
+tutorial: setup ## docs/tutorial.md on a fresh cluster, as a reader types it; its pictures made anew
+	HYGIENE_NIGHTLY=1 go test -tags cluster -count=1 -timeout 70m -v ./test/tutorial -run TestTutorial -pictures
 
 bench: ## passes over a large host, the first and those that follow, with half and double
 	go test -run '^$$' -bench . -benchmem ./pkg/...
@@ -89,8 +104,9 @@ setup:
 image: setup ## the container image as an archive in dist/, its bill of materials beside it
 	hack/build-image.sh dist/image.tar
 
-generate: ## manifests, documents, schema, alerts, dashboard and the list of linked packages, from their sources
+generate: ## manifests, documents, manual pages, schema, alerts, dashboard and the list of linked packages, from their sources
 	go test ./manifests ./pkg/config ./pkg/probes ./test/arch ./test/distros ./test/monitoring -run 'Test(Rendered|Manifest|Schema|Reasons|Profiles|Linked|Distributions|Generated|Runbooks)' -update
+	go test ./cmd/... -run TestManPages -update
 
 cluster-up: setup ## the test cluster, left up for a person
 	go run ./test/cluster up

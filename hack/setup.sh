@@ -9,6 +9,7 @@ need gcc gcc
 [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
 need promtool prometheus
 need shellcheck shellcheck
+need mandoc mandoc
 need buildah buildah
 need dbus-daemon dbus-daemon
 need rpm rpm

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/engine"
+	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/remedy"
@@ -35,10 +37,20 @@ func newCheck(c *common) *cobra.Command {
 
 Exit codes: 0 nothing is wrong; 1 a warning or critical finding; 2 the command
 line or the config is wrong; 3 no finding, but a probe could not run.`,
+		Example: `  agent check -o wide                # all evidence, and what each took
+  agent check --watch --every 30s    # again and again
+  agent check -o junit >hygiene.xml  # for a pipeline
+  agent check --root /mnt/image      # a tree that is not running`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !slices.Contains([]string{"table", "wide", "json", "yaml", "junit"}, output) {
+			if !slices.Contains(checkOutputs, output) {
 				return exitError{exitUsage, fmt.Errorf("-o %s: want table, wide, json, yaml or junit", output)}
+			}
+			if watch && output == "junit" {
+				return exitError{exitUsage, errors.New("--watch: a JUnit file holds one pass")}
+			}
+			if every <= 0 {
+				return exitError{exitUsage, fmt.Errorf("--every %s: want more than 0", every)}
 			}
 			cfg, err := c.load()
 			if err != nil {
@@ -49,29 +61,84 @@ line or the config is wrong; 3 no finding, but a probe could not run.`,
 				return err
 			}
 			defer closeView()
-			for {
-				r := c.pass(cmd.Context(), view, cfg)
-				if watch {
-					clearScreen(cmd.OutOrStdout())
-				}
-				if err := c.show(cmd.OutOrStdout(), r, output); err != nil {
-					return exitError{exitFinding, err}
-				}
-				if !watch {
-					return exitError{r.ExitCode(), nil}
-				}
-				select {
-				case <-cmd.Context().Done():
-					return nil
-				case <-time.After(every):
-				}
+			w, p := cmd.OutOrStdout(), progress(cmd, output)
+			if watch {
+				return c.watch(cmd.Context(), w, p, every, output, func(ctx context.Context) (report.HostReport, error) {
+					return c.pass(ctx, view, cfg, p)
+				})
 			}
+			r, err := c.pass(cmd.Context(), view, cfg, p)
+			if err != nil {
+				return err
+			}
+			if err := c.show(w, terminal.LookOf(w), r, output); err != nil {
+				return exitError{exitFinding, err}
+			}
+			return exitError{r.ExitCode(), nil}
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, wide, json, yaml or junit")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "check again and again until interrupted")
-	cmd.Flags().DurationVar(&every, "every", 10*time.Second, "how often, with --watch")
+	cmd.Flags().DurationVar(&every, "every", 10*time.Second, "how long to wait between passes, with --watch")
+	complete(cmd, "output", checkOutputs)
 	return cmd
+}
+
+var checkOutputs = []string{"table", "wide", "json", "yaml", "junit"}
+
+// complete lets a shell offer the values of a flag.
+func complete(cmd *cobra.Command, flag string, values []string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// progress is for output that a person reads.
+func progress(cmd *cobra.Command, output string) *terminal.Progress {
+	if !slices.Contains([]string{"table", "wide", "text"}, output) {
+		return nil
+	}
+	return terminal.NewProgress(cmd.OutOrStdout(), cmd.ErrOrStderr())
+}
+
+// watch shows pass after pass, on a terminal each in the place of the one before.
+// Being interrupted is how it ends.
+func (c *common) watch(ctx context.Context, w io.Writer, p *terminal.Progress, every time.Duration, output string, pass func(context.Context) (report.HostReport, error)) error {
+	for {
+		r, err := pass(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		}
+		var b strings.Builder
+		at := time.Now()
+		redraw := terminal.Is(w)
+		switch {
+		case output == "yaml":
+			b.WriteString("---\n")
+		case output == "json":
+		case redraw:
+			fmt.Fprintf(&b, "%s  %s  (every %s, Ctrl-C ends it)\n", at.Format(time.TimeOnly), inBrief(r), every)
+		default:
+			fmt.Fprintln(&b, at.UTC().Format(time.RFC3339))
+		}
+		if err := c.show(&b, terminal.LookOf(w), r, output); err != nil {
+			return exitError{exitFinding, err}
+		}
+		if redraw {
+			err = terminal.Redraw(w, b.String())
+		} else {
+			_, err = fmt.Fprintln(w, b.String())
+		}
+		if err != nil {
+			return exitError{exitFinding, err}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(every):
+		}
+	}
 }
 
 // load reads the config; what is wrong with it is a usage error.
@@ -107,18 +174,61 @@ func (c *common) open() (host.View, func(), error) {
 	return h, func() { h.Close() }, nil
 }
 
-func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections) report.HostReport {
+// inBrief names the probes that do not say that all is well, for the first line of
+// a table that may have no room.
+func inBrief(r report.HostReport) string {
+	var wrong, unknown []string
+	for _, p := range r.Probes {
+		switch p.Status {
+		case finding.Problem:
+			wrong = append(wrong, p.Name)
+		case finding.Unknown:
+			unknown = append(unknown, p.Name)
+		}
+	}
+	var out []string
+	if len(wrong) > 0 {
+		out = append(out, "Problem: "+strings.Join(wrong, " "))
+	}
+	if len(unknown) > 0 {
+		out = append(out, "Unknown: "+strings.Join(unknown, " "))
+	}
+	return cmp.Or(strings.Join(out, "; "), "nothing is wrong")
+}
+
+// errInterrupted: what a pass says that was given up is of no worth.
+var errInterrupted = exitError{exitUnknown, errors.New("interrupted")}
+
+// pass makes one pass. The error is that of having been interrupted.
+func (c *common) pass(ctx context.Context, view host.View, cfg *config.Sections, p *terminal.Progress) (report.HostReport, error) {
 	o, err := view.OS(ctx)
 	if err != nil {
 		o = host.OS{ID: "unknown"}
 	}
-	reports := engine.Once(ctx, view, cfg)
+	reports, err := once(ctx, view, cfg, p)
+	defer p.Done()
+	if err != nil {
+		return report.HostReport{}, err
+	}
 	if !c.observe {
 		if err := remedy.Annotate(ctx, view, reports); err != nil {
+			p.Done()
 			fmt.Fprintln(os.Stderr, "what the agent did before:", report.Lines(err.Error()))
 		}
 	}
-	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports)
+	return report.NewHostReport(c.nodeName(ctx, view), version, o, time.Now(), reports), nil
+}
+
+// once is [engine.Once] for somebody who waits for it.
+func once(ctx context.Context, view host.View, cfg *config.Sections, p *terminal.Progress) ([]finding.Report, error) {
+	var u engine.Underway
+	p.Follow(func() string { return "waiting for " + u.Left() })
+	reports := engine.Once(ctx, view, cfg, &u)
+	if ctx.Err() != nil {
+		p.Done()
+		return nil, errInterrupted
+	}
+	return reports, nil
 }
 
 func (c *common) nodeName(ctx context.Context, view host.View) string {
@@ -134,7 +244,7 @@ func (c *common) nodeName(ctx context.Context, view host.View) string {
 	return "localhost"
 }
 
-func (c *common) show(w io.Writer, r report.HostReport, output string) error {
+func (c *common) show(w io.Writer, look terminal.Look, r report.HostReport, output string) error {
 	switch output {
 	case "json":
 		return report.WriteJSON(w, r)
@@ -143,7 +253,7 @@ func (c *common) show(w io.Writer, r report.HostReport, output string) error {
 	case "junit":
 		return r.WriteJUnit(w)
 	}
-	style := report.Style{Colour: terminal.Colour(w), Wide: output == "wide"}
+	style := report.Style{Look: look, Wide: output == "wide"}
 	if err := r.WriteTable(w, style); err != nil {
 		return err
 	}
@@ -152,12 +262,6 @@ func (c *common) show(w io.Writer, r report.HostReport, output string) error {
 		return err
 	}
 	return nil
-}
-
-func clearScreen(w io.Writer) {
-	if terminal.Is(w) {
-		fmt.Fprint(w, "\x1b[H\x1b[2J")
-	}
 }
 
 // explanation is what explain shows, and what the running agent answers.
@@ -201,6 +305,8 @@ func newExplain(c *common) *cobra.Command {
 		Long: `explain shows one probe with all its evidence and the settings in force. Where
 an agent runs on this host it is asked, so that what it remembers is shown too;
 otherwise one pass is made.`,
+		Example: `  agent explain time    # every clock and source
+  agent explain oom     # the kernel's kill order, and what the kubelet intended`,
 		Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return probeNames(), cobra.ShellCompDirectiveNoFileComp
@@ -215,25 +321,30 @@ otherwise one pass is made.`,
 			}
 			var e explanation
 			var err error
+			p := progress(cmd, output)
+			defer p.Done()
 			if c.root == "" && c.config == "" {
+				p.Say("asking the agent that runs here")
 				e, err = askAgent(cmd.Context(), name)
 			}
 			if c.root != "" || c.config != "" || err != nil {
-				if e, err = c.explainHere(cmd.Context(), name); err != nil {
+				if e, err = c.explainHere(cmd.Context(), name, p); err != nil {
 					return err
 				}
 			}
+			p.Done()
 			w := cmd.OutOrStdout()
+			look := terminal.LookOf(w)
 			if output == "json" {
 				if err := report.WriteJSON(w, e); err != nil {
 					return exitError{exitFinding, err}
 				}
 				return exitError{e.Report.ExitCode(), nil}
 			}
-			if err := c.show(w, e.Report, "wide"); err != nil {
+			if err := c.show(w, look, e.Report, "wide"); err != nil {
 				return exitError{exitFinding, err}
 			}
-			if err := report.WriteDetails(w, e.Details, e.DetailsError, report.Style{Colour: terminal.Colour(w)}); err != nil {
+			if err := report.WriteDetails(w, e.Details, e.DetailsError, report.Style{Look: look}); err != nil {
 				return exitError{exitFinding, err}
 			}
 			settings, err := indentYAML(e.Settings)
@@ -245,6 +356,7 @@ otherwise one pass is made.`,
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	complete(cmd, "output", []string{"text", "json"})
 	return cmd
 }
 
@@ -256,7 +368,7 @@ func probeNames() []string {
 	return names
 }
 
-func (c *common) explainHere(ctx context.Context, name string) (explanation, error) {
+func (c *common) explainHere(ctx context.Context, name string, p *terminal.Progress) (explanation, error) {
 	cfg, err := c.load()
 	if err != nil {
 		return explanation{}, err
@@ -266,7 +378,10 @@ func (c *common) explainHere(ctx context.Context, name string) (explanation, err
 		return explanation{}, err
 	}
 	defer closeView()
-	r := c.pass(ctx, view, cfg)
+	r, err := c.pass(ctx, view, cfg, p)
+	if err != nil {
+		return explanation{}, err
+	}
 	r.Probes = slices.DeleteFunc(r.Probes, func(p report.ProbeReport) bool { return p.Name != name })
 	settings, err := settingsOf(cfg, name)
 	from := "the defaults"
@@ -275,6 +390,8 @@ func (c *common) explainHere(ctx context.Context, name string) (explanation, err
 	}
 	e := explanation{Report: r, Settings: settings, From: from}
 	if err == nil {
+		ctx, trace := host.WithTrace(ctx)
+		p.Follow(func() string { return "reading what lies behind it: " + trace.Last() })
 		e.detail(ctx, view, cfg, name)
 	}
 	return e, err
@@ -318,9 +435,13 @@ func askAgent(ctx context.Context, probe string) (explanation, error) {
 
 func newValidate() *cobra.Command {
 	return &cobra.Command{
-		Use:   "validate FILE...",
-		Short: "Say what is wrong with config files, each mistake with its line",
-		Args:  cobra.MinimumNArgs(1),
+		Use:     "validate FILE...",
+		Short:   "Say what is wrong with config files, each mistake with its line",
+		Example: "  agent validate config.yaml configmap.yaml",
+		Args:    cobra.MinimumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+		},
 		RunE: func(cmd *cobra.Command, files []string) error {
 			var errs []error
 			for _, file := range files {

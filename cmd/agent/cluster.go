@@ -91,8 +91,8 @@ func newCleanup() *cobra.Command {
 		Short: "Delete the agent's Node conditions, for an uninstall",
 		Long: `cleanup helps to leave nothing behind. With --wait it waits until no Node has a
 condition of the agent's any more, after report.conditions was set to off. With
---all it deletes them itself from every Node, with an administrator's kubeconfig:
-for dead nodes and after a hasty kubectl delete.`,
+--all it deletes them itself from every Node, with an administrator's
+kubeconfig: for dead nodes and after a hasty kubectl delete.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all == wait {
@@ -108,12 +108,17 @@ for dead nodes and after a hasty kubectl delete.`,
 			c.UserAgent = userAgent()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			p := progress(cmd, "text")
+			defer p.Done()
 			var left []string
 			if all {
-				left, err = report.CleanupAll(ctx, c, cmd.OutOrStdout())
+				p.Say("deleting the conditions from every Node")
+				left, err = report.CleanupAll(ctx, c, p.Over(cmd.OutOrStdout()))
 			} else {
+				p.Say("waiting until no Node has a condition of the agent's")
 				left, err = report.WaitClean(ctx, c)
 			}
+			p.Done()
 			if err != nil {
 				return exitError{exitFinding, err}
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 // version is set by the linker.
@@ -87,15 +88,29 @@ func newRoot(observe bool) *cobra.Command {
 		Use:   "agent",
 		Short: "Checks that this Linux host is fit to run storage and workloads",
 		Long: `agent checks a Linux host: time synchronisation, disks and mounts, multipath,
-iSCSI, PID reservation, OOM scores, packages, units, kernel modules and sysctls.
-On a cluster it runs as a DaemonSet and reports Node conditions, Events and
-metrics; "agent check" looks at the host it is run on, with no cluster at all, and
-"agent plan" says what could be repaired there.`,
+iSCSI, PID reservation, OOM scores, packages, units, kernel modules and
+sysctls. On a cluster it runs as a DaemonSet and reports Node conditions,
+Events and metrics; "agent check" looks at the host it is run on, with no
+cluster at all, and "agent plan" says what could be repaired there.
+
+Environment: NO_COLOR switches colours off where it is not empty; TERM does
+that, too, where it is dumb, and what takes long is told once; NODE_NAME is the
+Node's name, where the host's own is another.
+
+Files: /var/lib/host-hygiene/ what was repaired and what had been there before,
+the agent's only folder; /var/lib/host-hygiene/agent.sock where the agent that
+runs answers explain.`,
+		Example: `  agent check                  # what is wrong here, and how that is known
+  agent explain oom            # one probe, and whom the kernel would kill first
+  agent plan --config c.yaml   # what repairs would change`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&c.config, "config", "", "AgentConfig `file`; defaults without it")
 	root.PersistentFlags().StringVar(&c.root, "root", "", "inspect the `directory` that holds a host's tree, its proc/ and sys/ included")
+	root.SetUsageTemplate(terminal.UsageTemplate(root.UsageTemplate(), terminal.Width(os.Stdout)))
+	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
+	_ = root.MarkPersistentFlagDirname("root")
 	root.AddCommand(newRun(&c), newCheck(&c), newExplain(&c), newValidate(), newCleanup(), newVersion())
 	repairs := []*cobra.Command{newPlan(&c), newApply(&c), newRollback(&c), newResume()}
 	if observe {

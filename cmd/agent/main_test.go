@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,6 +21,8 @@ import (
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/terminal"
+	"github.com/hosthygiene/agent/test/man"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden outputs")
@@ -73,6 +76,80 @@ func TestCheckOverATree(t *testing.T) {
 	golden(t, "check.txt", out)
 }
 
+// TestWatch: through a pipe each pass comes with its time, or as one document more,
+// and being interrupted is no failure.
+func TestWatch(t *testing.T) {
+	for output, want := range map[string]string{
+		"table": "2000-01-01T00:00:03Z\nn1   (), kernel , init \n\nPROBE      STATUS        SUMMARY\ntime       OK            fine\n\n" +
+			"2000-01-01T00:00:16Z\nn1   (), kernel , init \n\nPROBE      STATUS        SUMMARY\ntime       OK            fine\n\n",
+		"yaml": "---\n{}---\n{}",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithTimeout(t.Context(), 28*time.Second)
+			defer stop()
+			var b bytes.Buffer
+			c := common{root: "/"}
+			err := c.watch(ctx, &b, nil, 10*time.Second, output, func(context.Context) (report.HostReport, error) {
+				time.Sleep(3 * time.Second)
+				return report.HostReport{Node: "n1", Probes: []report.ProbeReport{{Name: "time", Status: finding.OK, Summary: "fine"}}}, nil
+			})
+			got := b.String()
+			if output == "yaml" {
+				got = regexp.MustCompile(`(?s)agentVersion.*?\n\n`).ReplaceAllString(got, "{}")
+			}
+			if err != nil || got != want {
+				t.Errorf("%s: %v\n%q, want\n%q", output, err, got, want)
+			}
+		})
+	}
+}
+
+// TestInterrupted: half a pass is not shown as if it told of the host.
+func TestInterrupted(t *testing.T) {
+	t.Setenv("NODE_NAME", "n1")
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for _, args := range [][]string{{"check"}, {"check", "--watch"}, {"explain", "time"}, {"plan"}} {
+		var b bytes.Buffer
+		root := newRoot(false)
+		root.SetOut(&b)
+		root.SetArgs(append(args, "--root", tree(t)))
+		want := exitUnknown
+		if len(args) == 2 && args[1] == "--watch" {
+			want = exitOK
+		}
+		if code := exitCode(root.ExecuteContext(ctx)); code != want || b.Len() > 0 {
+			t.Errorf("%v: exit code %d, want %d; printed %q", args, code, want, b.String())
+		}
+	}
+}
+
+// TestColumns: no line of the table is longer than the terminal, but for words
+// that are.
+func TestColumns(t *testing.T) {
+	r := report.HostReport{Node: "n1", Probes: []report.ProbeReport{{
+		Name: "disks", Status: finding.Problem, Summary: strings.Repeat("some disks ", 20), Error: strings.Repeat("could not be seen ", 9),
+		Findings: []finding.Finding{{Reason: "DeviceOffline", Severity: finding.Critical, Subject: "sda", Message: strings.Repeat("sda is offline ", 12),
+			Evidence: []finding.Evidence{{Source: "chronyd sources, UDP 127.0.0.1:323", Observed: strings.Repeat("offline ", 12), Expected: "running"}}}},
+	}}}
+	for _, columns := range []int{80, 160} {
+		var b bytes.Buffer
+		if err := r.WriteTable(&b, report.Style{Look: terminal.Look{Columns: columns}, Wide: true}); err != nil {
+			t.Fatal(err)
+		}
+		longest := 0
+		for line := range strings.Lines(b.String()) {
+			longest = max(longest, len(line)-1)
+		}
+		if !strings.Contains(b.String(), "[chronyd sources, UDP 127.0.0.1:323]") {
+			t.Errorf("the source is broken:\n%s", b.String())
+		}
+		if longest > columns || longest < columns*3/4 {
+			t.Errorf("the longest line of %d columns has %d:\n%s", columns, longest, b.String())
+		}
+	}
+}
+
 func TestCheckFormats(t *testing.T) {
 	dir := tree(t)
 	out, code := agent(t, "check", "--root", dir, "-o", "json")
@@ -98,14 +175,57 @@ func TestCheckFormats(t *testing.T) {
 	}
 	out, _ = agent(t, "check", "--root", dir, "-o", "junit")
 	var suite struct {
-		Tests  int `xml:"tests,attr"`
-		Errors int `xml:"errors,attr"`
+		Tests  int    `xml:"tests,attr"`
+		Errors int    `xml:"errors,attr"`
+		Host   string `xml:"hostname,attr"`
 		Cases  []struct {
 			Name string `xml:"name,attr"`
 		} `xml:"testcase"`
 	}
-	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != len(probeNames()) || len(suite.Cases) != len(probeNames()) || suite.Errors == 0 {
+	if err := xml.Unmarshal([]byte(out), &suite); err != nil || suite.Tests != len(probeNames()) || len(suite.Cases) != len(probeNames()) || suite.Errors == 0 || suite.Host != "n1" {
 		t.Errorf("%v: %+v", err, suite)
+	}
+}
+
+// TestJUnit: nothing that a probe tells is lost on the way into a pipeline.
+func TestJUnit(t *testing.T) {
+	info := finding.Finding{Reason: "AutomaticLogin", Severity: finding.Info, Message: "logs in by itself"}
+	r := report.HostReport{Node: "n1", Time: time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC), Probes: []report.ProbeReport{
+		{Name: "iscsi", Status: finding.OK, Summary: "1 session", DurationSeconds: 0.25, Findings: []finding.Finding{info}},
+		{Name: "disks", Status: finding.Problem, Summary: "2 disks", Error: "thin pools: no permission", Findings: []finding.Finding{
+			info, {Reason: "DeviceOffline", Severity: finding.Critical, Subject: "sda", Message: "sda is offline"}}},
+		{Name: "time", Status: finding.Unknown, Error: "chronyd: <no reply>"},
+		{Name: "oom", Status: finding.NotApplicable, Summary: "no kubelet"},
+	}}
+	var b bytes.Buffer
+	if err := r.WriteJUnit(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `<?xml version="1.0" encoding="UTF-8"?>
+<testsuite name="host-hygiene n1" tests="4" failures="1" errors="1" skipped="1" time="0.250000" timestamp="2026-11-22T04:00:00" hostname="n1">
+  <testcase name="iscsi" classname="host-hygiene" time="0.250000">
+    <system-out>1 session
+  info AutomaticLogin: logs in by itself</system-out>
+  </testcase>
+  <testcase name="disks" classname="host-hygiene" time="0.000000">
+    <failure type="DeviceOffline" message="critical DeviceOffline sda: sda is offline">  info AutomaticLogin: logs in by itself
+  critical DeviceOffline: sda is offline
+could not check: thin pools: no permission
+</failure>
+    <system-out>2 disks</system-out>
+  </testcase>
+  <testcase name="time" classname="host-hygiene" time="0.000000">
+    <error type="CheckFailed" message="chronyd: &lt;no reply&gt;">could not check: chronyd: &lt;no reply&gt;
+</error>
+  </testcase>
+  <testcase name="oom" classname="host-hygiene" time="0.000000">
+    <skipped message="no kubelet"></skipped>
+    <system-out>no kubelet</system-out>
+  </testcase>
+</testsuite>
+`
+	if d := cmp.Diff(want, strings.ReplaceAll(b.String(), "&#xA;", "\n")); d != "" {
+		t.Error(d)
 	}
 }
 
@@ -119,6 +239,8 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"check", "-o", "xml"}, "-o xml: want table, wide, json, yaml or junit"},
+		{[]string{"check", "--watch", "-o", "junit"}, "--watch: a JUnit file holds one pass"},
+		{[]string{"check", "--watch", "--every", "0s"}, "--every 0s: want more than 0"},
 		{[]string{"chekc"}, `unknown command "chekc" for "agent"`},
 		{[]string{"check", "extra"}, `unknown command "extra" for "agent check"`},
 		{[]string{"check", "--no-such-flag"}, "unknown flag: --no-such-flag"},
@@ -177,7 +299,7 @@ func TestTableIsPlainAndHarmless(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := r.WriteTable(&b, report.Style{Colour: true}); err != nil {
+	if err := r.WriteTable(&b, report.Style{Look: terminal.Look{Colour: true}}); err != nil {
 		t.Fatal(err)
 	}
 	if rest := regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(b.String(), ""); strings.Contains(rest, "\x1b") {
@@ -211,3 +333,6 @@ func TestKubeconfigServerReadsNoSecret(t *testing.T) {
 		h.Close()
 	}
 }
+
+// TestManPages: "make generate" writes docs/man.
+func TestManPages(t *testing.T) { man.Hold(t, newRoot(false), "../../docs/man", *update) }

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hosthygiene/agent/pkg/config"
-	"github.com/hosthygiene/agent/pkg/engine"
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/remedy"
@@ -33,6 +32,8 @@ agent has left on the host by earlier repairs is listed too.
 
 Nothing is written. What only the package manager can tell is marked "not
 simulated"; --simulate has it make its own dry run.`,
+		Example: `  agent plan --config c.yaml --simulate
+  agent plan --config c.yaml --allow packages   # whatever the config says`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"text", "json", "yaml"}, output) {
@@ -47,7 +48,9 @@ simulated"; --simulate has it make its own dry run.`,
 				return err
 			}
 			defer closeView()
-			plan, _, err := makePlan(cmd.Context(), view, cfg)
+			p := progress(cmd, output)
+			defer p.Done()
+			plan, _, err := makePlan(cmd.Context(), view, cfg, p)
 			if err != nil {
 				return err
 			}
@@ -57,11 +60,13 @@ simulated"; --simulate has it make its own dry run.`,
 					if s.Refused != "" {
 						continue
 					}
+					p.Say("the package manager's dry run of %s", s.ID)
 					if err := s.Simulate(cmd.Context(), view); err != nil {
 						s.Refused = "the dry run failed: " + err.Error()
 					}
 				}
 			}
+			p.Done()
 			w := cmd.OutOrStdout()
 			switch output {
 			case "json":
@@ -69,7 +74,7 @@ simulated"; --simulate has it make its own dry run.`,
 			case "yaml":
 				err = report.WriteYAML(w, plan)
 			default:
-				err = plan.WriteText(w, terminal.Colour(w))
+				err = plan.WriteText(w, terminal.LookOf(w))
 			}
 			if err != nil {
 				return exitError{exitFinding, err}
@@ -78,6 +83,7 @@ simulated"; --simulate has it make its own dry run.`,
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
+	complete(cmd, "output", []string{"text", "json", "yaml"})
 	cmd.Flags().BoolVar(&simulate, "simulate", false, "have the package manager make its own dry run")
 	allowFlag(cmd, &allow)
 	return cmd
@@ -85,6 +91,7 @@ simulated"; --simulate has it make its own dry run.`,
 
 func allowFlag(cmd *cobra.Command, allow *[]string) {
 	cmd.Flags().StringSliceVar(allow, "allow", nil, "`kinds` of things that may be changed, in place of the config's remedies.allow: "+strings.Join(finding.Kinds(), ", "))
+	complete(cmd, "allow", finding.Kinds())
 }
 
 // loadAllowing reads the config; allow replaces what it lets remedies change.
@@ -106,8 +113,13 @@ func (c *common) loadAllowing(allow []string) (*config.Sections, error) {
 	return cfg, nil
 }
 
-func makePlan(ctx context.Context, view host.View, cfg *config.Sections) (remedy.Plan, remedy.Facts, error) {
-	reports := engine.Once(ctx, view, cfg)
+func makePlan(ctx context.Context, view host.View, cfg *config.Sections, p *terminal.Progress) (remedy.Plan, remedy.Facts, error) {
+	reports, err := once(ctx, view, cfg, p)
+	if err != nil {
+		return remedy.Plan{}, remedy.Facts{}, err
+	}
+	ctx, trace := host.WithTrace(ctx)
+	p.Follow(func() string { return "looking at what repairs would change: " + trace.Last() })
 	facts, err := remedy.Observe(ctx, view, cfg.Require, reports)
 	if err != nil {
 		return remedy.Plan{}, facts, exitError{exitUnknown, err}
@@ -116,7 +128,7 @@ func makePlan(ctx context.Context, view host.View, cfg *config.Sections) (remedy
 }
 
 // changer opens the host for change, for a person who asked for it.
-func (c *common) changer() (host.View, *remedy.Applier, func(), error) {
+func (c *common) changer(p *terminal.Progress) (host.View, *remedy.Applier, func(), error) {
 	if c.root != "" {
 		return nil, nil, nil, exitError{exitUsage, fmt.Errorf("--root: only the host this runs on can be changed")}
 	}
@@ -132,7 +144,7 @@ func (c *common) changer() (host.View, *remedy.Applier, func(), error) {
 		closeView()
 		return nil, nil, nil, exitError{exitUnknown, err}
 	}
-	a := &remedy.Applier{View: view, Changer: ch, Log: slog.New(slog.NewTextHandler(report.Escape(os.Stderr), nil))}
+	a := &remedy.Applier{View: view, Changer: ch, Log: slog.New(slog.NewTextHandler(report.Escape(p.Over(os.Stderr)), nil))}
 	return view, a, func() { ch.Close(); closeView() }, nil
 }
 
@@ -142,25 +154,28 @@ func newApply(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Do once what plan shows, on this host and outside a cluster",
-		Long: `apply does once what plan shows, and then checks whether it has helped: what has
-not is taken back where that is possible. The maintenance window and the limits
-of a fleet do not hold here. Nothing that remedies.allow or --allow does not list
-is changed.
+		Long: `apply does once what plan shows, and then checks whether it has helped: what
+has not is taken back where that is possible. The maintenance window and the
+limits of a fleet do not hold here. Nothing that remedies.allow or --allow does
+not list is changed.
 
-Exit codes: 0 everything that was planned has helped, or waits for a reboot;
-1 a step was refused, failed or has not helped; 2 usage or config error.`,
-		Args: cobra.NoArgs,
+Exit codes: 0 everything that was planned has helped, or waits for a reboot; 1
+a step was refused, failed or has not helped; 2 usage or config error.`,
+		Example: "  agent apply --config c.yaml --allow units",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.loadAllowing(allow)
 			if err != nil {
 				return err
 			}
-			view, a, closeAll, err := c.changer()
+			p := progress(cmd, "text")
+			defer p.Done()
+			view, a, closeAll, err := c.changer(p)
 			if err != nil {
 				return err
 			}
 			defer closeAll()
-			return applyOnce(cmd, view, a, cfg, settle)
+			return applyOnce(cmd, view, a, cfg, settle, p)
 		},
 	}
 	allowFlag(cmd, &allow)
@@ -168,26 +183,39 @@ Exit codes: 0 everything that was planned has helped, or waits for a reboot;
 	return cmd
 }
 
-func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *config.Sections, settle time.Duration) error {
+func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *config.Sections, settle time.Duration, p *terminal.Progress) error {
 	ctx, w := cmd.Context(), cmd.OutOrStdout()
+	p.Say("finishing what an earlier repair left")
 	if err := a.Resume(ctx); err != nil {
 		return exitError{exitFinding, err}
 	}
 	// What an agent did that was killed before it could look.
-	if _, err := a.Confirm(ctx, engine.Once(ctx, view, cfg)); err != nil {
-		return exitError{exitFinding, err}
-	}
-	plan, facts, err := makePlan(ctx, view, cfg)
+	reports, err := once(ctx, view, cfg, p)
 	if err != nil {
 		return err
 	}
-	if err := plan.WriteText(w, terminal.Colour(w)); err != nil {
+	if _, err := a.Confirm(ctx, reports); err != nil {
 		return exitError{exitFinding, err}
 	}
+	plan, facts, err := makePlan(ctx, view, cfg, p)
+	if err != nil {
+		return err
+	}
+	p.Done()
+	if err := plan.WriteText(w, terminal.LookOf(w)); err != nil {
+		return exitError{exitFinding, err}
+	}
+	at := 0
+	a.Permit = func(_ context.Context, s remedy.Step, _ time.Duration) (func(bool), error) {
+		at++
+		p.Say("step %d of %d: %s, for at most %s", at, len(plan.Pending()), s.ID, s.Deadline().Round(time.Minute))
+		return func(bool) {}, nil
+	}
 	record, err := a.Apply(ctx, plan, facts)
+	p.Done()
 	if record != nil && len(record.Results) > 0 {
 		fmt.Fprintln(w)
-		if werr := record.WriteText(w, terminal.Colour(w)); err == nil {
+		if werr := record.WriteText(w, terminal.LookOf(w)); err == nil {
 			err = werr
 		}
 	}
@@ -205,12 +233,14 @@ func applyOnce(cmd *cobra.Command, view host.View, a *remedy.Applier, cfg *confi
 		}
 	}
 	if applied > 0 {
+		p.Say("waiting for the repairs to help, for at most %s", settle)
 		helped, err := confirm(ctx, view, a, cfg, *record, settle)
+		p.Done()
 		if err != nil {
 			return exitError{exitFinding, err}
 		}
 		fmt.Fprintln(w, "\nChecked again:")
-		if err := (remedy.Record{Results: helped}).WriteText(w, terminal.Colour(w)); err != nil {
+		if err := (remedy.Record{Results: helped}).WriteText(w, terminal.LookOf(w)); err != nil {
 			return exitError{exitFinding, err}
 		}
 		for _, r := range helped {
@@ -231,7 +261,10 @@ func confirm(ctx context.Context, view host.View, a *remedy.Applier, cfg *config
 			return nil, ctx.Err()
 		case <-time.After(2 * time.Second):
 		}
-		reports := engine.Once(ctx, view, cfg)
+		reports, err := once(ctx, view, cfg, nil)
+		if err != nil {
+			return nil, err
+		}
 		if record.Cured(reports) || time.Now().After(deadline) {
 			return a.Confirm(ctx, reports)
 		}
@@ -244,18 +277,24 @@ func newRollback(c *common) *cobra.Command {
 		Use:   "rollback",
 		Short: "Take back the last plan that was applied to this host",
 		Long: `rollback puts files, units, kernel settings and OOM scores back to what they
-were before the last plan that was applied, or with --all before the first: what
-should be done before the agent is uninstalled. What somebody has changed since
-is left alone. Packages and loaded modules stay, because volumes may use them;
-how to remove them is said.`,
+were before the last plan that was applied, or with --all before the first:
+what should be done before the agent is uninstalled. What somebody has changed
+since is left alone. Packages and loaded modules stay, because volumes may use
+them; how to remove them is said.`,
+		Example: `  agent rollback          # the last plan
+  agent rollback --all    # everything, before an uninstall`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, a, closeAll, err := c.changer()
+			p := progress(cmd, "text")
+			defer p.Done()
+			_, a, closeAll, err := c.changer(p)
 			if err != nil {
 				return err
 			}
 			defer closeAll()
+			p.Say("taking back")
 			undone, stays, err := a.Rollback(cmd.Context(), all)
+			p.Done()
 			w := cmd.OutOrStdout()
 			for _, u := range undone {
 				fmt.Fprintln(w, report.Lines(u))

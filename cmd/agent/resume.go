@@ -43,10 +43,10 @@ func newResume() *cobra.Command {
 		Use:   "resume",
 		Short: "Let remedies go on after failures have stopped them on all nodes",
 		Long: `resume clears the failures of the fleet. When as many steps have failed as
-remedies.failureBudget allows, every agent stops until a person has looked at them
-and runs this, with a kubeconfig that may update Leases in the namespace
-host-hygiene; the agents' own token may not. A step that failed is still not tried
-again on its node before remedies.cooldown has passed.`,
+remedies.failureBudget allows, every agent stops until a person has looked at
+them and runs this, with a kubeconfig that may update Leases in the namespace
+host-hygiene; the agents' own token may not. A step that failed is still not
+tried again on its node before remedies.cooldown has passed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if kubeconfig == "" {
@@ -63,7 +63,11 @@ again on its node before remedies.cooldown has passed.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			p := progress(cmd, "text")
+			defer p.Done()
+			p.Say("asking the API server")
 			were, cleared, err := remedy.Resume(ctx, api)
+			p.Done()
 			switch {
 			case apierrors.IsForbidden(err):
 				return exitError{exitFinding, fmt.Errorf("%w (want a kubeconfig that may get, create and update leases in the namespace %s)", err, remedy.Namespace)}

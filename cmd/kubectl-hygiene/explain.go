@@ -24,16 +24,19 @@ func newExplain(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain NODE [PROBE]",
 		Short: "Show a node's probe with all its evidence, asking the agent there",
-		Long: `explain executes "/agent explain PROBE" in the pod of the agent on a node: all the
-evidence and the settings in force. Without a probe it explains those that tell of
-a problem or could not run.
+		Long: `explain executes "/agent explain PROBE" in the pod of the agent on a node: all
+the evidence and the settings in force. Without a probe it explains those that
+tell of a problem or could not run.
 
-It takes the right to create pods/exec in the agent's namespace. The agent's pod
-is privileged and shares the host's process IDs: who may execute in it is root on
-the node. Reading the conditions takes no such right, see "kubectl hygiene -o wide".
+It takes the right to create pods/exec in the agent's namespace. The agent's
+pod is privileged and shares the host's process IDs: who may execute in it is
+root on the node. Reading the conditions takes no such right, see "kubectl
+hygiene -o wide".
 
-Exit codes are those of "agent check": 0 nothing is wrong; 1 a finding; 2 usage, or
-nobody answers; 3 no finding, but a probe could not run.`,
+Exit codes are those of "agent check": 0 nothing is wrong; 1 a finding; 2
+usage, or nobody answers; 3 no finding, but a probe could not run.`,
+		Example: `  kubectl hygiene explain n-time         # the probes that tell of a problem
+  kubectl hygiene explain n-time oom     # this one, whatever it tells`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "text" && output != "json" {
@@ -43,6 +46,8 @@ nobody answers; 3 no finding, but a probe could not run.`,
 			if err != nil {
 				return err
 			}
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
 			pod, err := c.agentOn(cmd.Context(), client, args[0])
 			if err != nil {
 				return exitError{exitUsage, err}
@@ -53,6 +58,7 @@ nobody answers; 3 no finding, but a probe could not run.`,
 					return exitError{exitUsage, err}
 				}
 				if len(probes) == 0 {
+					p.Done()
 					fmt.Fprintf(c.out, "%s: no probe tells of a problem; name one to see its evidence\n", terminal.Line(args[0]))
 					return nil
 				}
@@ -60,9 +66,12 @@ nobody answers; 3 no finding, but a probe could not run.`,
 			worst := 0
 			for i, probe := range probes {
 				if i > 0 && output == "text" {
+					p.Done()
 					fmt.Fprintln(c.out)
 				}
-				code, err := c.explain(cmd, client, pod, probe, output)
+				p.Say("asking the agent in %s for its %s probe", pod.Name, probe)
+				code, err := c.explain(cmd, client, pod, probe, output, p)
+				p.Done()
 				if err != nil {
 					return exitError{exitUsage, err}
 				}
@@ -81,8 +90,8 @@ nobody answers; 3 no finding, but a probe could not run.`,
 
 // explain runs it in the pod. A node may be hostile, so what comes from there is
 // escaped like everything else.
-func (c *common) explain(cmd *cobra.Command, client *cluster.Client, pod corev1.Pod, probe, output string) (int, error) {
-	out, errOut := terminal.NewLines(c.out), terminal.NewLines(cmd.ErrOrStderr())
+func (c *common) explain(cmd *cobra.Command, client *cluster.Client, pod corev1.Pod, probe, output string, p *terminal.Progress) (int, error) {
+	out, errOut := terminal.NewLines(p.Until(c.out)), terminal.NewLines(p.Until(cmd.ErrOrStderr()))
 	const limit = 32 << 20
 	code, err := client.Exec(cmd.Context(), pod, []string{"/agent", "explain", probe, "-o", output}, &atMost{out, limit}, &atMost{errOut, limit})
 	return code, errors.Join(err, out.Close(), errOut.Close())

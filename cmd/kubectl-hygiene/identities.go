@@ -7,6 +7,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/cluster"
 	"github.com/hosthygiene/agent/pkg/fleet"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 func newIdentities(c *common) *cobra.Command {
@@ -23,10 +25,10 @@ func newIdentities(c *common) *cobra.Command {
 		Use:   "identities",
 		Short: "Find names that several nodes have and only one may: machine-id, product UUID, initiator names",
 		Long: `identities compares what nodes are known by: machine-id and product UUID as the
-kubelets publish them, initiator names that CSI drivers use as node IDs, and the
-hashes in the metrics of every agent, each asked through the API server. That takes
-the right to get pods/proxy in the agent's namespace; what could not be asked is
-told. Identities are shown as hashes only.
+kubelets publish them, initiator names that CSI drivers use as node IDs, and
+the hashes in the metrics of every agent, each asked through the API server.
+That takes the right to get pods/proxy in the agent's namespace; what could not
+be asked is told. Identities are shown as hashes only.
 
 Two nodes with one iSCSI initiator name or NVMe host NQN are one machine to the
 storage system: each can take the other's volumes away, or write to them.
@@ -45,7 +47,10 @@ nothing double known, but not every node could be asked.`,
 			if err != nil {
 				return err
 			}
-			r, err := c.identities(cmd.Context(), client, selector, parallel)
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
+			r, err := c.identities(cmd.Context(), client, selector, parallel, p)
+			p.Done()
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
@@ -58,7 +63,7 @@ nothing double known, but not every node could be asked.`,
 	return cmd
 }
 
-func (c *common) identities(ctx context.Context, client *cluster.Client, selector string, parallel int) (fleet.IdentityReport, error) {
+func (c *common) identities(ctx context.Context, client *cluster.Client, selector string, parallel int, p *terminal.Progress) (fleet.IdentityReport, error) {
 	var not []string
 	nodes, err := client.Nodes(ctx, selector)
 	if err != nil {
@@ -88,13 +93,18 @@ func (c *common) identities(ctx context.Context, client *cluster.Client, selecto
 	answers := make([]answer, len(pods))
 	slots := make(chan struct{}, parallel)
 	var wg sync.WaitGroup
+	var answered atomic.Int64
+	p.Follow(func() string {
+		return fmt.Sprintf("asking the agents for their metrics: %d of %d", answered.Load(), len(pods))
+	})
 	for i, p := range pods {
 		if known[p.Spec.NodeName] == nil || p.Status.Phase != corev1.PodRunning {
+			answered.Add(1)
 			continue
 		}
 		wg.Go(func() {
 			slots <- struct{}{}
-			defer func() { <-slots }()
+			defer func() { <-slots; answered.Add(1) }()
 			body, err := client.Metrics(ctx, p.Namespace, p.Name)
 			if err != nil {
 				answers[i].err = err

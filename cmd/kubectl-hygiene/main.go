@@ -82,12 +82,13 @@ type common struct {
 	overrides clientcmd.ConfigOverrides
 	namespace string
 	out       io.Writer
-	colour    bool
+	look      terminal.Look
 }
 
 func newRoot(out io.Writer) *cobra.Command {
-	c := &common{rules: clientcmd.NewDefaultClientConfigLoadingRules(), out: out, colour: terminal.Colour(out)}
+	c := &common{rules: clientcmd.NewDefaultClientConfigLoadingRules(), out: out, look: terminal.LookOf(out)}
 	cmd := newNodes(c)
+	cmd.SetUsageTemplate(terminal.UsageTemplate(cmd.UsageTemplate(), c.look.Columns))
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl hygiene"}
 	flags := cmd.PersistentFlags()
@@ -126,6 +127,29 @@ func (c *common) client() (*cluster.Client, error) {
 	return client, nil
 }
 
+// progress is for output that a person reads; what the client lists is told by it,
+// after what that is for.
+func (c *common) progress(cmd *cobra.Command, client *cluster.Client, output, what string) *terminal.Progress {
+	if output == "json" || output == "yaml" {
+		return nil
+	}
+	p := terminal.NewProgress(c.out, cmd.ErrOrStderr())
+	told(p, client, what)
+	return p
+}
+
+// told has progress tell what the client lists.
+func told(p *terminal.Progress, client *cluster.Client, what string) {
+	p.Say("%s", what)
+	client.Listing = func(path string, come int) {
+		text := what + ": listing " + path[strings.LastIndexByte(path, '/')+1:]
+		if come > 0 {
+			text += fmt.Sprintf(", %d so far", come)
+		}
+		p.Say("%s", text)
+	}
+}
+
 // outputFlag adds -o to a command.
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "table", "table, wide, json or yaml")
@@ -161,7 +185,7 @@ func (c *common) show(r table, output string) error {
 	case "yaml":
 		err = fleet.WriteYAML(c.out, r)
 	default:
-		err = r.WriteTable(c.out, fleet.Style{Colour: c.colour, Wide: output == "wide"})
+		err = r.WriteTable(c.out, fleet.Style{Look: c.look, Wide: output == "wide"})
 	}
 	if err != nil {
 		return exitError{exitUsage, err}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"regexp"
 	"slices"
@@ -8,7 +9,14 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/hosthygiene/agent/test/man"
 )
+
+var update = flag.Bool("update", false, "rewrite the manual pages")
+
+// TestManPages: "make generate" writes docs/man.
+func TestManPages(t *testing.T) { man.Hold(t, newRoot(os.Stdout), "../../docs/man", *update) }
 
 // TestFlags: kubectl's own flags are here, and the namespace is the agent's.
 func TestFlags(t *testing.T) {

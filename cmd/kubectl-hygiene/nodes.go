@@ -22,17 +22,22 @@ func newNodes(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubectl-hygiene",
 		Short: "Show what the host-hygiene agents tell of the nodes, the worst first",
-		Long: `kubectl hygiene shows every node with what the probes of its agent have told, the
-worst first: a row a node, a column a probe. A cell is "ok", the reason of the
-problem, "unknown" where the probe could not run, "-" where it does not apply; a
-"?" behind it says that no agent vouches for it any more. Under the table stand
-machine-ids and product UUIDs that several nodes have, and ReadWriteOnce volumes
-stuck on nodes that are silent, with the safe way out.
+		Long: `kubectl hygiene shows every node with what the probes of its agent have told,
+the worst first: a row a node, a column a probe. A cell is "ok", the reason of
+the problem, "unknown" where the probe could not run, "-" where it does not
+apply; a "?" behind it says that no agent vouches for it any more. Under the
+table stand machine-ids and product UUIDs that several nodes have, and
+ReadWriteOnce volumes stuck on nodes that are silent, with the safe way out.
 
 It reads Nodes and the agent's pods, and changes nothing.
 
-Exit codes: 0 nothing is wrong; 1 a problem; 2 the command line or the kubeconfig
-is wrong, or nobody answers; 3 no problem known, but something could not be seen.`,
+Exit codes: 0 nothing is wrong; 1 a problem; 2 the command line or the
+kubeconfig is wrong, or nobody answers; 3 no problem known, but something could
+not be seen.`,
+		Example: `  kubectl hygiene -l pool=storage -o wide
+  kubectl hygiene --watch
+  kubectl hygiene explain n-time time
+  kubectl hygiene upgrade-check --to 1.37`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -45,7 +50,10 @@ is wrong, or nobody answers; 3 no problem known, but something could not be seen
 			if err != nil {
 				return err
 			}
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
 			report, _, volumesErr, err := c.report(cmd.Context(), client, selector)
+			p.Done()
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
@@ -109,13 +117,13 @@ func (c *common) watch(ctx context.Context, client *cluster.Client, selector, ou
 			r.NotChecked = append(r.NotChecked, v.Err.Error())
 		}
 		var b strings.Builder
-		if err := r.WriteTable(&b, fleet.Style{Colour: c.colour, Wide: output == "wide"}); err != nil {
+		if err := r.WriteTable(&b, fleet.Style{Look: c.look, Wide: output == "wide"}); err != nil {
 			return
 		}
 		switch {
 		case b.String() == last:
 		case terminal.Is(c.out):
-			fmt.Fprintf(c.out, "\x1b[H\x1b[2J%s\n%s", now.Format(time.TimeOnly), b.String())
+			_ = terminal.Redraw(c.out, now.Format(time.TimeOnly)+"\n"+b.String()) // with the terminal this program ends
 		default:
 			fmt.Fprintf(c.out, "%s\n%s\n", now.UTC().Format(time.RFC3339), b.String())
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/cluster"
 	"github.com/hosthygiene/agent/pkg/fleet"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 // upgrade holds the flags of upgrade-check.
@@ -53,14 +54,18 @@ func newUpgradeCheck(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade-check",
 		Short: "Say whether this cluster is fit to be upgraded, and what to mend before",
-		Long: `upgrade-check asks what stands in the way of an upgrade to the next minor version,
-and says what to run: ` + strings.Join(names, ", ") + `.
+		Long: `upgrade-check asks what stands in the way of an upgrade to the next minor
+version, and says what to run. Its checks are
+` + terminal.Look{Columns: 79}.Wrap(strings.Join(names, ", "), 0) + `.
 
-Every API server is asked directly where its address can be reached from here, by
-the name in its certificate; where it can not, that is said. It changes nothing.
+Every API server is asked directly where its address can be reached from here,
+by the name in its certificate; where it can not, that is said. It changes
+nothing.
 
 Exit codes, for pipelines: 0 fit; 1 findings; 2 usage, or nobody answers; 3 no
 finding, but not everything could be checked (--skip what never can be).`,
+		Example: `  kubectl hygiene upgrade-check --to 1.37
+  kubectl hygiene upgrade-check -o json --skip api-servers,storage-hashes`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -75,7 +80,10 @@ finding, but not everything could be checked (--skip what never can be).`,
 			if err != nil {
 				return err
 			}
-			r, err := u.check(cmd.Context(), client)
+			p := c.progress(cmd, client, output, "asking the API server")
+			defer p.Done()
+			r, err := u.check(cmd.Context(), client, p)
+			p.Done()
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
@@ -91,7 +99,7 @@ finding, but not everything could be checked (--skip what never can be).`,
 	return cmd
 }
 
-func (u *upgrade) check(ctx context.Context, client *cluster.Client) (fleet.UpgradeReport, error) {
+func (u *upgrade) check(ctx context.Context, client *cluster.Client, p *terminal.Progress) (fleet.UpgradeReport, error) {
 	f := &facts{client: client, now: time.Now(), target: strings.TrimPrefix(u.to, "v")}
 	var err error
 	if f.server, err = client.Version(ctx); err != nil {
@@ -111,6 +119,7 @@ func (u *upgrade) check(ctx context.Context, client *cluster.Client) (fleet.Upgr
 		return fleet.UpgradeReport{}, err
 	}
 	if !slices.Contains(u.skip, "api-servers") || !slices.Contains(u.skip, "storage-hashes") {
+		p.Say("asking each API server directly")
 		f.servers, f.pages, f.serverErr = client.APIServers(ctx)
 	}
 	r := fleet.UpgradeReport{APIVersion: fleet.APIVersion, Kind: "UpgradeReport", Time: f.now.UTC().Truncate(time.Second), Server: f.server, Target: f.target}
@@ -119,6 +128,7 @@ func (u *upgrade) check(ctx context.Context, client *cluster.Client) (fleet.Upgr
 			r.Checks = append(r.Checks, fleet.Skip(q.name))
 			continue
 		}
+		told(p, client, q.name)
 		r.Checks = append(r.Checks, q.answer(ctx, f))
 	}
 	return r, ctx.Err()

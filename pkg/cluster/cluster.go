@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,6 +34,9 @@ const agentPods = "app.kubernetes.io/name=host-hygiene-agent"
 type Client struct {
 	config *rest.Config
 	rest   *rest.RESTClient
+	// Listing hears before each page of a list what is listed and how many
+	// objects have come.
+	Listing func(path string, come int)
 }
 
 // New returns a client for the API server of a kubeconfig.
@@ -44,7 +48,7 @@ func New(config *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{config, client}, nil
+	return &Client{config: config, rest: client, Listing: func(string, int) {}}, nil
 }
 
 // newREST knows the three groups whose types are used as they are.
@@ -75,12 +79,14 @@ type list interface {
 // which is as good here.
 func (c *Client) pages(ctx context.Context, path string, opts metav1.ListOptions, into func() list, page func(list)) error {
 	opts.Limit = pageSize
-	for {
+	for come := 0; ; {
+		c.Listing(path, come)
 		l := into()
 		if err := c.rest.Get().AbsPath(path).VersionedParams(&opts, metav1.ParameterCodec).Do(ctx).Into(l); err != nil {
 			return err
 		}
 		page(l)
+		come += meta.LenList(l)
 		if opts.Continue = l.GetListMeta().GetContinue(); opts.Continue == "" {
 			return nil
 		}
@@ -195,6 +201,7 @@ func Items[T any](ctx context.Context, c *Client, path, accept string) ([]T, err
 			Metadata metav1.ListMeta `json:"metadata"`
 			Items    []T             `json:"items"`
 		}
+		c.Listing(path, len(out))
 		raw, err := c.rest.Get().AbsPath(path).SetHeader("Accept", accept).
 			Param("limit", strconv.Itoa(pageSize)).Param("continue", next).Do(ctx).Raw()
 		if err == nil {

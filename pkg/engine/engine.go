@@ -335,7 +335,7 @@ func (l *loop) start(s *slot, now time.Time) {
 			}
 		}
 		back := make(chan struct{})
-		o := run(asOf, p, in, Deadline, func() { close(back) })
+		o := run(asOf, p, in, Deadline, nil, func() { close(back) })
 		send(done{p, gen, o})
 		select {
 		case <-back:

@@ -493,12 +493,72 @@ func TestStuckNamesTheFile(t *testing.T) {
 		return finding.Result{}, nil
 	}}
 	back := make(chan struct{})
-	o := run(t.Context(), p, probes.Input{Host: h, Memory: probes.NewMemory()}, 20*time.Millisecond, func() { close(back) })
+	o := run(t.Context(), p, probes.Input{Host: h, Memory: probes.NewMemory()}, 20*time.Millisecond, nil, func() { close(back) })
 	if !o.timedOut || !strings.Contains(o.err.Error(), "still waiting for /etc/fstab since") {
 		t.Errorf("%+v", o)
 	}
 	close(release)
 	<-back
+}
+
+// Who waits for a pass is told what for, and need not wait once it is given up.
+func TestUnderway(t *testing.T) {
+	h := hosttest.Parse(t, "-- tree/etc/fstab --\n")
+	fstab := traced(t, h, "/etc/fstab")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		var u Underway
+		hang := make(chan struct{})
+		ended := make(chan outcome, 2)
+		for _, p := range []fake{
+			{name: "slow", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				<-hang // and hears of no context
+				return finding.Result{}, nil
+			}},
+			{name: "quick", check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				time.Sleep(time.Second)
+				return finding.Result{}, nil
+			}},
+		} {
+			go func() {
+				ended <- run(ctx, p, probes.Input{Host: h, Memory: probes.NewMemory()}, Deadline, &u, func() {})
+			}()
+		}
+		synctest.Wait()
+		if got, want := u.Left(), "2 of 2 probes: quick, slow"; got != want {
+			t.Errorf("at first %q, want %q", got, want)
+		}
+		u.mu.Lock()
+		u.left[0].trace, u.left[1].trace = fstab, fstab
+		u.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		if got, want := u.Left(), "1 of 2 probes: slow (/etc/fstab)"; got != want {
+			t.Errorf("then %q, want %q", got, want)
+		}
+		if o := <-ended; o.err != nil {
+			t.Error(o.err)
+		}
+		stop()
+		synctest.Wait()
+		select {
+		case o := <-ended:
+			if !errors.Is(o.err, context.Canceled) || o.timedOut {
+				t.Errorf("%+v", o)
+			}
+		default:
+			t.Error("a pass that nobody wants is still waited for")
+		}
+		close(hang)
+	})
+}
+
+// traced is the trace of having read a file.
+func traced(t *testing.T, h *hosttest.Host, name string) *host.Trace {
+	ctx, trace := host.WithTrace(t.Context())
+	if _, err := h.ReadFile(ctx, name); err != nil {
+		t.Fatal(err)
+	}
+	return trace
 }
 
 func TestWakeRunsAtOnceButNotTwiceASecond(t *testing.T) {
@@ -538,7 +598,7 @@ func TestOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer view.Close()
-	reports := Once(t.Context(), view, &cfg)
+	reports := Once(t.Context(), view, &cfg, nil)
 	if len(reports) != len(cfg.Probes.List())-1 {
 		t.Fatalf("%d reports", len(reports))
 	}

@@ -167,7 +167,7 @@ func TestOneHostileFile(t *testing.T) {
 		var wg sync.WaitGroup
 		for i, p := range list {
 			in := probes.Input{Host: view(i), Now: now, Require: largeRequire(), Cluster: largeCluster{}, Memory: probes.NewMemory()}
-			wg.Go(func() { out[i] = run(ctx, p, in, Deadline, func() {}) })
+			wg.Go(func() { out[i] = run(ctx, p, in, Deadline, nil, func() {}) })
 		}
 		wg.Wait()
 		return out

@@ -57,7 +57,7 @@ func (p *passer) pass(ctx context.Context) []outcome {
 	var wg sync.WaitGroup
 	for i, probe := range p.list {
 		in := probes.Input{Host: p.view, Now: p.now, Require: largeRequire(), Cluster: largeCluster{p.view.volumes}, Memory: p.memory[i]}
-		wg.Go(func() { out[i] = run(ctx, probe, in, Deadline, func() {}) })
+		wg.Go(func() { out[i] = run(ctx, probe, in, Deadline, nil, func() {}) })
 	}
 	wg.Wait()
 	return out

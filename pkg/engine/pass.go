@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/config"
@@ -27,13 +30,15 @@ type outcome struct {
 var errStuck = errors.New("did not answer in time")
 
 // run executes one probe with a deadline. The goroutine is not waited for past
-// the deadline: a thread in uninterruptible sleep can not be ended by anybody,
-// so done is called when, and if, it comes back.
-func run(ctx context.Context, p probes.Probe, in probes.Input, deadline time.Duration, done func()) outcome {
+// the deadline, nor once nobody wants the answer: a thread in uninterruptible
+// sleep can not be ended by anybody, so done is called when, and if, it comes back.
+func run(parent context.Context, p probes.Probe, in probes.Input, deadline time.Duration, u *Underway, done func()) outcome {
 	started := in.Now
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, deadline)
+	ctx, cancel := context.WithTimeout(parent, deadline)
 	ctx, trace := host.WithTrace(ctx)
+	u.begin(p.Name(), trace)
+	defer u.end(p.Name())
 	result := make(chan outcome, 1)
 	go func() {
 		defer cancel()
@@ -60,6 +65,8 @@ func run(ctx context.Context, p probes.Probe, in probes.Input, deadline time.Dur
 			o.timedOut = true
 		}
 		return o
+	case <-parent.Done():
+		return outcome{started: started, took: time.Since(began), err: parent.Err()}
 	case <-grace.C:
 		return outcome{started: started, took: time.Since(began), timedOut: true, err: stuck(started, trace)}
 	}
@@ -98,10 +105,61 @@ func report(p probes.Probe, cfg *config.Sections, o outcome, now time.Time) find
 // Deadline is how long a run of a probe may take before it is told as Unknown.
 const Deadline = 30 * time.Second
 
+// Underway says how far a pass has come, for somebody who waits for it. A new one
+// is handed to [Once]; Left may be asked all the while.
+type Underway struct {
+	mu  sync.Mutex
+	all int
+	// left are the probes that have not answered.
+	left []waiting
+}
+
+type waiting struct {
+	probe string
+	trace *host.Trace
+}
+
+// Left says how many probes have not answered and which, each with what it was
+// last seen asking the host for.
+func (u *Underway) Left() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	names := make([]string, 0, len(u.left))
+	for _, w := range u.left {
+		name := w.probe
+		if last := w.trace.Last(); last != "" {
+			name += " (" + last + ")"
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("%d of %d probes: %s", len(names), u.all, strings.Join(names, ", "))
+}
+
+func (u *Underway) begin(probe string, trace *host.Trace) {
+	if u == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.all++
+	u.left = append(u.left, waiting{probe, trace})
+}
+
+func (u *Underway) end(probe string) {
+	if u == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.left = slices.DeleteFunc(u.left, func(w waiting) bool { return w.probe == probe })
+}
+
 // Once makes one pass of all probes that are switched on, at the same time, and
 // returns their reports in order. It is what `agent check` does: nothing is
-// held back, for there is no earlier pass to compare with.
-func Once(ctx context.Context, view host.View, cfg *config.Sections) []finding.Report {
+// held back, for there is no earlier pass to compare with. u, which may be nil, is
+// told how far it is.
+func Once(ctx context.Context, view host.View, cfg *config.Sections, u *Underway) []finding.Report {
 	on := listOn(cfg)
 	reports := make([]finding.Report, len(on))
 	ready := make(chan int)
@@ -110,7 +168,7 @@ func Once(ctx context.Context, view host.View, cfg *config.Sections) []finding.R
 	for i, p := range on {
 		go func() {
 			in := probes.Input{Host: view, Now: now, Require: cfg.Require, Memory: probes.NewMemory()}
-			reports[i] = report(p, cfg, run(ctx, p, in, Deadline, func() {}), now)
+			reports[i] = report(p, cfg, run(ctx, p, in, Deadline, u, func() {}), now)
 			ready <- i
 		}()
 	}

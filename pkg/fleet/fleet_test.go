@@ -15,6 +15,7 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/config"
 	"github.com/hosthygiene/agent/pkg/finding"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 var now = time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
@@ -120,6 +121,38 @@ win       -      -                 -                -                   -
 	} {
 		if !strings.Contains(b.String(), line) {
 			t.Errorf("wide lacks %q:\n%s", line, b.String())
+		}
+	}
+}
+
+// TestNarrowTable: where a column a probe has no room, what is wrong is listed.
+func TestNarrowTable(t *testing.T) {
+	nodes, pods := mixed()
+	r := NewReport(nodes, pods, now)
+	for columns, want := range map[int]string{
+		80: `NODE      READY  AGENT             TIME             DISKS               NETWORK
+`, 60: `NODE      READY  AGENT             WHAT IS WRONG
+critical  False  ok                disks FilesystemReadOnly
+b-two     True   ok                time ClockOffsetHigh,
+                                   disks UnstableDeviceName
+c-one     True   ok                time ClockOffsetHigh
+later     -      ok                network LinkDown
+unknown   True   ok                disks unknown
+bare      -      no agent          -
+crash     True?  CrashLoopBackOff  ok?
+stale     -      stale 4h          ok?
+a-fine    True   ok                ok
+win       -      -                 -
+
+10 nodes: 4 with problems, 4 unknown, 1 ok, 1 without a host
+  of ours; on 3 no agent vouches for what it told (marked ?)
+`} {
+		var b strings.Builder
+		if err := r.WriteTable(&b, Style{Look: terminal.Look{Columns: columns}}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(b.String(), want) {
+			t.Errorf("%d columns:\n%s", columns, cmp.Diff(want, b.String()))
 		}
 	}
 }
@@ -325,7 +358,7 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := NewReport(nodes, pods, now).WriteTable(io.Discard, Style{Colour: true}); err != nil {
+		if err := NewReport(nodes, pods, now).WriteTable(io.Discard, Style{Look: terminal.Look{Colour: true}}); err != nil {
 			b.Fatal(err)
 		}
 	}

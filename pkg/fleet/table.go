@@ -18,8 +18,7 @@ import (
 
 // Style says how a text is shown.
 type Style struct {
-	// Colour: the output is a terminal that wants colours.
-	Colour bool
+	terminal.Look
 	// Wide shows everything there is.
 	Wide bool
 }
@@ -29,11 +28,7 @@ type cell struct{ colour, text string }
 
 // paint escapes, and colours if the style has colours.
 func (s Style) paint(colour, text string) string {
-	text = terminal.Line(text)
-	if !s.Colour || colour == "" || text == "" {
-		return text
-	}
-	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+	return s.Paint(colour, terminal.Line(text))
 }
 
 // width counts runes, which is what a terminal's columns are for most scripts.
@@ -68,27 +63,32 @@ func (r Report) WriteTable(w io.Writer, s Style) error {
 	for _, n := range r.Nodes {
 		rows = append(rows, n.row(probes, s.Wide, r.Time))
 	}
-	widths := make([]int, len(header))
-	for _, row := range rows {
-		for i, c := range row {
-			widths[i] = max(widths[i], width(c.text))
+	widths := columnWidths(rows)
+	if all := 2*(len(widths)-1) + sum(widths); s.Columns > 0 && all > s.Columns {
+		// A column a probe has no room: what is wrong is listed.
+		own := len(header) - len(probes)
+		rows[0] = append(header[:own:own], cell{text: "WHAT IS WRONG"})
+		for i, n := range r.Nodes {
+			rows[i+1] = append(rows[i+1][:own:own], n.wrong())
 		}
+		widths = columnWidths(rows)
 	}
 	if len(r.Nodes) == 0 {
 		rows = nil
 		b.WriteString("no nodes\n")
 	}
 	for i, row := range rows {
+		var line strings.Builder
 		for j, c := range row {
 			if j > 0 {
-				b.WriteString("  ")
+				line.WriteString("  ")
 			}
-			b.WriteString(s.paint(c.colour, c.text))
+			line.WriteString(s.paint(c.colour, c.text))
 			if j < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[j]-width(c.text)))
+				line.WriteString(strings.Repeat(" ", widths[j]-width(c.text)))
 			}
 		}
-		b.WriteByte('\n')
+		s.line(&b, line.String(), 2*(len(row)-1)+sum(widths[:len(row)-1]))
 		if s.Wide && i > 0 {
 			r.Nodes[i-1].details(&b, s, r.Time)
 		}
@@ -96,6 +96,50 @@ func (r Report) WriteTable(w io.Writer, s Style) error {
 	r.rest(&b, s)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func columnWidths(rows [][]cell) []int {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, c := range row {
+			widths[i] = max(widths[i], width(c.text))
+		}
+	}
+	return widths
+}
+
+func sum(list []int) (all int) {
+	for _, n := range list {
+		all += n
+	}
+	return all
+}
+
+// line writes one line, in as many rows as it takes.
+func (s Style) line(b *strings.Builder, text string, indent int) {
+	b.WriteString(s.Wrap(text, indent) + "\n")
+}
+
+// wrong lists the probes that do not say that all is well.
+func (n Node) wrong() cell {
+	out := cell{terminal.Grey, "-"}
+	var list []string
+	for _, p := range n.Probes {
+		c := n.probeCell(p)
+		switch {
+		case p.Status != finding.OK:
+			list = append(list, p.Probe+" "+c.text)
+			if out.colour != terminal.Red {
+				out.colour = c.colour
+			}
+		case len(list) == 0:
+			out = c
+		}
+	}
+	if len(list) > 0 {
+		out.text = strings.Join(list, ", ")
+	}
+	return out
 }
 
 func (n Node) row(probes []string, wide bool, now time.Time) []cell {
@@ -192,7 +236,7 @@ func (n Node) details(b *strings.Builder, s Style, now time.Time) {
 		if !c.Since.IsZero() {
 			since = " since " + age(now, c.Since)
 		}
-		fmt.Fprintf(b, "    %s %s%s: %s\n", strings.ToUpper(terminal.Line(c.Probe)), s.paint(colour, c.Reason), since, terminal.Line(c.Message))
+		s.line(b, fmt.Sprintf("    %s %s%s: %s", strings.ToUpper(terminal.Line(c.Probe)), s.paint(colour, c.Reason), since, terminal.Line(c.Message)), 6)
 	}
 }
 
@@ -210,11 +254,12 @@ func (r Report) rest(b *strings.Builder, s Style) {
 	if len(r.NotChecked) > 0 {
 		b.WriteByte('\n')
 		for _, what := range r.NotChecked {
-			fmt.Fprintf(b, "%s %s\n", s.paint(terminal.Yellow, "could not check:"), terminal.Line(what))
+			s.line(b, s.paint(terminal.Yellow, "could not check:")+" "+terminal.Line(what), 2)
 		}
 	}
 	if len(r.Nodes) > 1 {
-		fmt.Fprintf(b, "\n%s\n", r.summary())
+		b.WriteByte('\n')
+		s.line(b, r.summary(), 2)
 	}
 }
 
@@ -243,19 +288,19 @@ func writeDuplicates(b *strings.Builder, s Style, list []Duplicate) {
 		if s.Wide {
 			names = strings.Join(d.Nodes, ", ")
 		}
-		fmt.Fprintf(b, "  %s %s %s\n", s.paint(terminal.Red, d.Identity), terminal.Line(d.Hash), terminal.Line(names))
+		s.line(b, fmt.Sprintf("  %s %s %s", s.paint(terminal.Red, d.Identity), terminal.Line(d.Hash), terminal.Line(names)), 4)
 	}
 }
 
 func writeStuck(b *strings.Builder, s Style, list []StuckVolume, now time.Time) {
 	for i, v := range list {
-		fmt.Fprintf(b, "  %s\n", s.paint(terminal.Red, v.Claim+" ("+v.Volume+") "+v.Says(now)))
+		s.line(b, "  "+s.paint(terminal.Red, v.Claim+" ("+v.Volume+") "+v.Says(now)), 4)
 		// The way out is the node's, and told once.
 		if i+1 < len(list) && list[i+1].Node == v.Node {
 			continue
 		}
 		for j, step := range v.WayOut() {
-			fmt.Fprintf(b, "    %d. %s\n", j+1, terminal.Line(step))
+			s.line(b, fmt.Sprintf("    %d. %s", j+1, terminal.Line(step)), 7)
 		}
 	}
 }
@@ -306,14 +351,14 @@ func (r IdentityReport) WriteTable(w io.Writer, s Style) error {
 	}
 	slices.Sort(kinds)
 	if len(kinds) > 0 {
-		fmt.Fprintf(&b, "compared: %s\n", terminal.Line(strings.Join(kinds, ", ")))
+		s.line(&b, "compared: "+terminal.Line(strings.Join(kinds, ", ")), 2)
 	}
 	for i, what := range r.NotChecked {
 		if i == mostLines && !s.Wide {
 			fmt.Fprintf(&b, "and %d more, see -o wide\n", len(r.NotChecked)-i)
 			break
 		}
-		fmt.Fprintf(&b, "%s %s\n", s.paint(terminal.Yellow, "could not check:"), terminal.Line(what))
+		s.line(&b, s.paint(terminal.Yellow, "could not check:")+" "+terminal.Line(what), 2)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

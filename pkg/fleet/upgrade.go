@@ -120,13 +120,13 @@ func (r UpgradeReport) WriteTable(w io.Writer, s Style) error {
 		case Skipped:
 			text, colour = "skipped", terminal.Grey
 		}
-		fmt.Fprintf(&b, "%-18s %s%s %s\n", c.Name, s.paint(colour, text), strings.Repeat(" ", 13-len(text)), terminal.Line(c.Summary))
+		s.line(&b, fmt.Sprintf("%-18s %s%s %s", c.Name, s.paint(colour, text), strings.Repeat(" ", 13-len(text)), terminal.Line(c.Summary)), 33)
 		for i, f := range c.Findings {
 			if i == mostLines && !s.Wide {
 				fmt.Fprintf(&b, "  and %d more, see -o wide\n", len(c.Findings)-i)
 				break
 			}
-			fmt.Fprintf(&b, "  %s: %s\n", s.paint(terminal.Bold, f.Object), terminal.Line(f.Message))
+			s.line(&b, "  "+s.paint(terminal.Bold, f.Object)+": "+terminal.Line(f.Message), 4)
 			for _, line := range f.Run {
 				fmt.Fprintf(&b, "      %s %s\n", s.paint(terminal.Grey, "→"), terminal.Line(line))
 			}
@@ -136,10 +136,10 @@ func (r UpgradeReport) WriteTable(w io.Writer, s Style) error {
 				fmt.Fprintf(&b, "  and %d more, see -o wide\n", len(c.NotChecked)-i)
 				break
 			}
-			fmt.Fprintf(&b, "  %s %s\n", s.paint(terminal.Yellow, "could not check:"), terminal.Line(what))
+			s.line(&b, "  "+s.paint(terminal.Yellow, "could not check:")+" "+terminal.Line(what), 4)
 		}
 		for _, note := range c.Notes {
-			fmt.Fprintf(&b, "  %s\n", s.paint(terminal.Grey, "note: "+note))
+			s.line(&b, "  "+s.paint(terminal.Grey, "note: "+note), 4)
 		}
 		findings += len(c.Findings)
 		if len(c.NotChecked) > 0 {

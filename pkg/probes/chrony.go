@@ -66,8 +66,12 @@ type chronySource struct {
 	state   uint16
 	mode    uint16
 	reach   uint16 // shift register of the last eight polls, latest in bit 0
+	stratum uint16
 	since   time.Duration
 	never   bool // there has been no sample yet
+	// offset and bound are of the last sample. As in chronyTrack a positive offset
+	// is a slow clock; the protocol has it the other way round here (chronyc(1)).
+	offset, bound time.Duration
 }
 
 var chronyStates = [...]string{"selected", "not selectable", "falseticker", "too variable", "not combined", "selectable"}
@@ -268,11 +272,14 @@ func parseChronySource(reply []byte) (chronySource, error) {
 	return chronySource{
 		address: chronyAddr(b[:20]),
 		poll:    int(int16(be.Uint16(b[20:]))),
+		stratum: be.Uint16(b[22:]),
 		state:   be.Uint16(b[24:]),
 		mode:    be.Uint16(b[26:]),
 		reach:   be.Uint16(b[30:]),
 		since:   time.Duration(since) * time.Second,
 		never:   since == math.MaxUint32,
+		offset:  -chronyFloat(b[40:]),
+		bound:   chronyFloat(b[44:]),
 	}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -47,19 +48,19 @@ func (p Time) Explain(ctx context.Context, in Input) ([]Table, error) {
 			follows = t.address.String()
 		}
 		tables[0].Rows = append(tables[0].Rows, []string{name, state, short(t.offset), short(t.bound()), fmt.Sprintf("%s, stratum %d", follows, t.stratum)})
-		sources := Table{Title: "sources of chronyd, asked on " + s.via, Header: []string{"SOURCE", "STATE", "REACH", "LAST SAMPLE", "POLL"}}
+		sources := Table{Title: "sources of chronyd, asked on " + s.via, Header: []string{"SOURCE", "STATE", "STRATUM", "REACH", "OFFSET", "ERROR AT MOST", "LAST SAMPLE", "POLL"}}
 		for _, src := range s.sources {
-			name, last := "a reference clock", "none yet"
+			name, offset, bound, last := "a reference clock", "-", "-", "none yet"
 			if src.address.IsValid() {
 				name = src.address.String()
 			}
 			if !src.never {
-				last = short(src.since) + " ago"
+				offset, bound, last = short(src.offset), short(src.bound), short(src.since)+" ago"
 			}
-			sources.Rows = append(sources.Rows, []string{name, src.stateName(), reachBits(src.reach), last, pollName(src.poll)})
+			sources.Rows = append(sources.Rows, []string{name, src.stateName(), strconv.Itoa(int(src.stratum)), reachBits(src.reach), offset, bound, last, pollName(src.poll)})
 		}
 		if len(sources.Rows) == 0 {
-			sources.Rows = append(sources.Rows, []string{"none is configured", "", "", "", ""})
+			sources.Rows = append(sources.Rows, []string{"none is configured", "", "", "", "", "", "", ""})
 		}
 		tables = append(tables, sources)
 	}

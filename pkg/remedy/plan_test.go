@@ -15,6 +15,7 @@ import (
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 var testNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -257,7 +258,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	if err := report.WriteJSON(&b, p); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.WriteText(&b, false); err != nil {
+	if err := p.WriteText(&b, terminal.Look{}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), "hunter2") {
@@ -277,7 +278,7 @@ func TestMutedIsLeftAlone(t *testing.T) {
 func TestText(t *testing.T) {
 	in := input("start-unit \x1b[31mx.service")
 	var b strings.Builder
-	if err := New(in).WriteText(&b, false); err != nil {
+	if err := New(in).WriteText(&b, terminal.Look{}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), "\x1b") {

@@ -5,68 +5,68 @@ import (
 	"io"
 	"strings"
 	"unicode"
+
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 // WriteText writes the plan for a person: each step with why it is done and
 // everything it touches.
-func (p Plan) WriteText(w io.Writer, colour bool) error {
-	t := text{colour: colour}
+func (p Plan) WriteText(w io.Writer, look terminal.Look) error {
+	t := text{look: look}
 	pending := len(p.Pending())
 	switch {
 	case len(p.Steps) == 0:
 		t.line("", "Nothing to repair.")
 	default:
-		t.line(bold, fmt.Sprintf("steps to take: %d, refused: %d", pending, len(p.Steps)-pending))
+		t.line(terminal.Bold, fmt.Sprintf("steps to take: %d, refused: %d", pending, len(p.Steps)-pending))
 	}
 	n := 0
 	for _, s := range p.Steps {
 		t.line("", "")
 		if s.Refused == "" {
 			n++
-			t.line(bold, fmt.Sprintf("%d. %s: %s %s", n, s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")))
+			t.prose(terminal.Bold, fmt.Sprintf("%d. %s: %s %s", n, s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")), 3)
 		} else {
-			t.line(yellow, fmt.Sprintf("refused %s: %s %s", s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")))
-			t.line(yellow, "   because "+s.Refused)
+			t.prose(terminal.Yellow, fmt.Sprintf("refused %s: %s %s", s.ID, strings.Join(s.Actions, " and "), strings.Join(s.Subjects, " ")), 3)
+			t.prose(terminal.Yellow, "   because "+s.Refused, 11)
 		}
 		t.step(s)
 	}
 	if len(p.Without) > 0 {
 		t.line("", "")
-		t.line(bold, "Found, and nothing the agent could do about it")
+		t.line(terminal.Bold, "Found, and nothing the agent could do about it")
 		for _, w := range p.Without {
-			t.line("", fmt.Sprintf("   %s: %s", w.Reason, w.Message))
+			t.prose("", fmt.Sprintf("   %s: %s", w.Reason, w.Message), 6)
 		}
 	}
 	if len(p.Left) > 0 {
 		t.line("", "")
-		t.line(bold, "Left on this host by earlier repairs (agent rollback takes it back)")
+		t.line(terminal.Bold, "Left on this host by earlier repairs (agent rollback takes it back)")
 		for _, l := range p.Left {
-			t.line("", fmt.Sprintf("   %s %s: %s, since %s", l.What, l.Name, l.Text, l.At.Format("2006-01-02 15:04:05Z")))
+			t.prose("", fmt.Sprintf("   %s %s: %s, since %s", l.What, l.Name, l.Text, l.At.Format("2006-01-02 15:04:05Z")), 6)
 		}
 	}
 	for _, u := range p.Unseen {
-		t.line(yellow, "could not see "+u)
+		t.prose(terminal.Yellow, "could not see "+u, 4)
 	}
 	_, err := io.WriteString(w, t.b.String())
 	return err
 }
 
-const (
-	red, green, yellow, grey, bold = "31", "32", "33", "90", "1"
-)
-
 // text collects lines; nothing in them reaches a terminal unescaped.
 type text struct {
-	b      strings.Builder
-	colour bool
+	b    strings.Builder
+	look terminal.Look
 }
 
-func (t *text) line(code, s string) {
-	s = printable(s)
-	if t.colour && code != "" && s != "" {
-		s = "\x1b[" + code + "m" + s + "\x1b[0m"
-	}
-	t.b.WriteString(s + "\n")
+// line writes what may be meant to be copied: it is not broken.
+func (t *text) line(colour, s string) {
+	t.b.WriteString(t.look.Paint(colour, printable(s)) + "\n")
+}
+
+// prose writes a sentence, in as many rows as it takes.
+func (t *text) prose(colour, s string, indent int) {
+	t.b.WriteString(t.look.Wrap(t.look.Paint(colour, printable(s)), indent) + "\n")
 }
 
 // printable escapes what could play tricks on a terminal; tabs stay.
@@ -85,15 +85,15 @@ func printable(s string) string {
 
 func (t *text) step(s Step) {
 	for _, w := range s.Why {
-		t.line(grey, fmt.Sprintf("   why   %s: %s", w.Reason, w.Message))
+		t.prose(terminal.Grey, fmt.Sprintf("   why   %s: %s", w.Reason, w.Message), 9)
 	}
 	if len(s.DependsOn) > 0 {
-		t.line("", "   after "+strings.Join(s.DependsOn, ", "))
+		t.prose("", "   after "+strings.Join(s.DependsOn, ", "), 9)
 	}
 	for _, f := range s.Files {
-		t.line("", fmt.Sprintf("   file  %s mode %s owner %s", f.Path, f.Mode, f.Owner))
+		t.prose("", fmt.Sprintf("   file  %s mode %s owner %s", f.Path, f.Mode, f.Owner), 9)
 		for line := range strings.Lines(f.Diff) {
-			code := map[byte]string{'+': green, '-': red, '@': grey}[line[0]]
+			code := map[byte]string{'+': terminal.Green, '-': terminal.Red, '@': terminal.Grey}[line[0]]
 			t.line(code, "     "+strings.TrimSuffix(line, "\n"))
 		}
 	}
@@ -114,10 +114,10 @@ func (t *text) step(s Step) {
 		if s.Simulation == NotSimulated {
 			note += ": what else the package manager would do, plan --simulate asks it"
 		}
-		t.line(yellow, note)
+		t.prose(terminal.Yellow, note, 9)
 	}
 	if s.AfterReboot {
-		t.line(yellow, "   takes effect with the next reboot, which the agent leaves to others")
+		t.prose(terminal.Yellow, "   takes effect with the next reboot, which the agent leaves to others", 3)
 	}
 }
 
@@ -140,18 +140,18 @@ func shellForm(c Command) string {
 }
 
 // WriteText writes for a person what became of the steps.
-func (r Record) WriteText(w io.Writer, colour bool) error {
-	t := text{colour: colour}
+func (r Record) WriteText(w io.Writer, look terminal.Look) error {
+	t := text{look: look}
 	for _, res := range r.Results {
-		code := map[Outcome]string{Applied: green, Confirmed: green, Staged: green, Failed: red, RolledBack: red}[res.Outcome]
+		code := map[Outcome]string{Applied: terminal.Green, Confirmed: terminal.Green, Staged: terminal.Green, Failed: terminal.Red, RolledBack: terminal.Red}[res.Outcome]
 		s := fmt.Sprintf("%-11s %s: %s", res.Outcome, res.Step, strings.Join(res.Subjects, " "))
 		if res.Message != "" {
 			s += ": " + strings.ReplaceAll(res.Message, "\n", "; ")
 		}
-		t.line(code, s)
+		t.prose(code, s, 12)
 		if res.Outcome == Failed || res.Outcome == RolledBack {
 			for _, l := range res.Output {
-				t.line(grey, "            | "+l)
+				t.line(terminal.Grey, "            | "+l)
 			}
 		}
 	}

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/probes"
+	"github.com/hosthygiene/agent/pkg/terminal"
 )
 
 // HostReport is the outcome of one pass over one host, as `check -o json` has it.
@@ -79,49 +79,37 @@ func (r HostReport) ExitCode() int {
 
 // Style says how a text is shown.
 type Style struct {
-	// Colour: the output is a terminal that wants colours.
-	Colour bool
+	terminal.Look
 	// Wide shows every finding with all its evidence, and how long each probe
 	// took.
 	Wide bool
 }
 
-func (s Style) paint(code, text string) string {
-	if !s.Colour || text == "" {
-		return text
-	}
-	return "\x1b[" + code + "m" + text + "\x1b[0m"
-}
-
-const (
-	red, green, yellow, blue, grey, bold = "31", "32", "33", "34", "90", "1"
-)
-
 func (s Style) status(st finding.Status) string {
 	text := fmt.Sprintf("%-13s", st)
 	switch st {
 	case finding.OK:
-		return s.paint(green, text)
+		return s.Paint(terminal.Green, text)
 	case finding.Problem:
-		return s.paint(red, text)
+		return s.Paint(terminal.Red, text)
 	case finding.Unknown:
-		return s.paint(yellow, text)
+		return s.Paint(terminal.Yellow, text)
 	}
-	return s.paint(grey, text)
+	return s.Paint(terminal.Grey, text)
 }
 
 func (s Style) severity(f finding.Finding) string {
 	text := string(f.Severity)
 	if f.Muted != nil {
-		return s.paint(grey, "muted "+text)
+		return s.Paint(terminal.Grey, "muted "+text)
 	}
 	switch f.Severity {
 	case finding.Critical:
-		return s.paint(red+";"+bold, text)
+		return s.Paint(terminal.Red+";"+terminal.Bold, text)
 	case finding.Warning:
-		return s.paint(yellow, text)
+		return s.Paint(terminal.Yellow, text)
 	}
-	return s.paint(blue, text)
+	return s.Paint(terminal.Blue, text)
 }
 
 // WriteTable writes the report for a person: one row a probe, what was found
@@ -129,7 +117,7 @@ func (s Style) severity(f finding.Finding) string {
 func (r HostReport) WriteTable(w io.Writer, s Style) error {
 	var b strings.Builder
 	osName := strings.TrimSpace(r.Host.OS + " " + r.Host.OSVersion)
-	fmt.Fprintf(&b, "%s  %s (%s), kernel %s, init %s\n\n", s.paint(bold, oneLine(r.Node)),
+	fmt.Fprintf(&b, "%s  %s (%s), kernel %s, init %s\n\n", s.Paint(terminal.Bold, oneLine(r.Node)),
 		oneLine(osName), oneLine(r.Host.OSClass), oneLine(r.Host.Kernel), oneLine(r.Host.Init))
 	header := fmt.Sprintf("%-10s %-13s", "PROBE", "STATUS")
 	if s.Wide {
@@ -137,17 +125,17 @@ func (r HostReport) WriteTable(w io.Writer, s Style) error {
 	}
 	fmt.Fprintf(&b, "%s SUMMARY\n", header)
 	for _, p := range r.Probes {
-		fmt.Fprintf(&b, "%-10s %s", p.Name, s.status(p.Status))
+		row := fmt.Sprintf("%-10s %s", p.Name, s.status(p.Status))
 		if s.Wide {
-			fmt.Fprintf(&b, " %6.0fms", p.DurationSeconds*1000)
+			row += fmt.Sprintf(" %6.0fms", p.DurationSeconds*1000)
 		}
-		fmt.Fprintf(&b, " %s\n", oneLine(p.Summary))
+		s.line(&b, row+" "+oneLine(p.Summary), len(header)+1)
 		for _, f := range p.Findings {
 			s.finding(&b, f)
 		}
 		if p.Error != "" {
 			for line := range strings.Lines(p.Error) {
-				fmt.Fprintf(&b, "  %s %s\n", s.paint(yellow, "could not check:"), oneLine(strings.TrimSuffix(line, "\n")))
+				s.line(&b, "  "+s.Paint(terminal.Yellow, "could not check:")+" "+oneLine(strings.TrimSuffix(line, "\n")), 6)
 			}
 		}
 	}
@@ -155,12 +143,21 @@ func (r HostReport) WriteTable(w io.Writer, s Style) error {
 	return err
 }
 
+// line writes one line, in as many rows as it takes.
+func (s Style) line(b *strings.Builder, text string, indent int) {
+	b.WriteString(strings.ReplaceAll(s.Wrap(text, indent), together, " ") + "\n")
+}
+
+// together stands for a blank at which a line is not broken. What comes from the
+// host has none, for oneLine escapes it.
+const together = "\u00a0"
+
 func (s Style) finding(b *strings.Builder, f finding.Finding) {
-	fmt.Fprintf(b, "  %s %s", s.severity(f), s.paint(bold, f.Reason))
+	head := "  " + s.severity(f) + " " + s.Paint(terminal.Bold, f.Reason)
 	if f.Subject != "" && !strings.Contains(f.Message, f.Subject) {
-		fmt.Fprintf(b, " %s", oneLine(f.Subject))
+		head += " " + oneLine(f.Subject)
 	}
-	fmt.Fprintf(b, ": %s\n", oneLine(f.Message))
+	s.line(b, head+": "+oneLine(f.Message), 6)
 	if f.Muted != nil {
 		text := "muted"
 		if !f.Muted.Until.IsZero() {
@@ -169,7 +166,7 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 		if f.Muted.Because != "" {
 			text += ", because: " + oneLine(f.Muted.Because)
 		}
-		fmt.Fprintf(b, "      %s\n", s.paint(grey, text))
+		s.line(b, "      "+s.Paint(terminal.Grey, text), 8)
 	}
 	const few = 3
 	evidence := f.Evidence
@@ -177,17 +174,18 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 		evidence = evidence[:few]
 	}
 	for _, e := range evidence {
-		fmt.Fprintf(b, "      observed %s", oneLine(e.Observed))
+		text := "      observed " + oneLine(e.Observed)
 		if e.Expected != "" {
-			fmt.Fprintf(b, ", expected %s", oneLine(e.Expected))
+			text += ", expected " + oneLine(e.Expected)
 		}
-		fmt.Fprintf(b, "  %s\n", s.paint(grey, "["+oneLine(e.Source)+"]"))
+		source := strings.ReplaceAll("["+oneLine(e.Source)+"]", " ", together)
+		s.line(b, text+"  "+s.Paint(terminal.Grey, source), 8)
 	}
 	if more := len(f.Evidence) - len(evidence); more > 0 {
-		fmt.Fprintf(b, "      %s\n", s.paint(grey, fmt.Sprintf("and %d more, see -o wide", more)))
+		s.line(b, "      "+s.Paint(terminal.Grey, fmt.Sprintf("and %d more, see -o wide", more)), 8)
 	}
 	if f.Remedy != nil && s.Wide {
-		fmt.Fprintf(b, "      remedy   %s %s\n", oneLine(f.Remedy.Action), oneLine(f.Remedy.Subject))
+		s.line(b, "      remedy   "+oneLine(f.Remedy.Action)+" "+oneLine(f.Remedy.Subject), 8)
 	}
 }
 
@@ -196,23 +194,21 @@ func (s Style) finding(b *strings.Builder, f finding.Finding) {
 func WriteDetails(w io.Writer, tables []probes.Table, failed string, s Style) error {
 	var b strings.Builder
 	for _, t := range tables {
-		fmt.Fprintf(&b, "\n%s\n", s.paint(bold, oneLine(t.Title)))
-		tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(&b, "\n%s\n", s.Paint(terminal.Bold, oneLine(t.Title)))
+		var rows [][]string
 		for _, row := range append([][]string{t.Header}, t.Rows...) {
 			cells := make([]string, len(row))
 			for i, cell := range row {
 				cells[i] = oneLine(cell)
 			}
-			fmt.Fprintf(tw, "  %s\n", strings.Join(cells, "\t"))
+			rows = append(rows, cells)
 		}
-		if err := tw.Flush(); err != nil {
-			return err
-		}
+		b.WriteString(s.Table(rows, 2))
 	}
 	if failed != "" {
 		b.WriteByte('\n')
 		for line := range strings.Lines(failed) {
-			fmt.Fprintf(&b, "  %s %s\n", s.paint(yellow, "could not be shown:"), oneLine(strings.TrimSuffix(line, "\n")))
+			s.line(&b, "  "+s.Paint(terminal.Yellow, "could not be shown:")+" "+oneLine(strings.TrimSuffix(line, "\n")), 6)
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -228,6 +224,7 @@ type junitSuite struct {
 	Skipped  int         `xml:"skipped,attr"`
 	Time     string      `xml:"time,attr"`
 	Stamp    string      `xml:"timestamp,attr"`
+	Host     string      `xml:"hostname,attr"`
 	Cases    []junitCase `xml:"testcase"`
 }
 
@@ -242,13 +239,14 @@ type junitCase struct {
 }
 
 type junitText struct {
+	Type    string `xml:"type,attr,omitempty"`
 	Message string `xml:"message,attr"`
 	Text    string `xml:",chardata"`
 }
 
 // WriteJUnit writes the report as a JUnit test suite, a test case a probe.
 func (r HostReport) WriteJUnit(w io.Writer) error {
-	suite := junitSuite{Name: "host-hygiene " + oneLine(r.Node), Tests: len(r.Probes), Stamp: r.Time.Format("2006-01-02T15:04:05")}
+	suite := junitSuite{Name: "host-hygiene " + oneLine(r.Node), Tests: len(r.Probes), Host: oneLine(r.Node), Stamp: r.Time.Format("2006-01-02T15:04:05")}
 	var total float64
 	for _, p := range r.Probes {
 		total += p.DurationSeconds
@@ -257,17 +255,22 @@ func (r HostReport) WriteJUnit(w io.Writer) error {
 		for _, f := range p.Findings {
 			Style{Wide: true}.finding(&text, f)
 		}
+		if p.Error != "" {
+			text.WriteString("could not check: " + Lines(p.Error) + "\n")
+		}
 		switch p.Status {
 		case finding.Problem:
 			suite.Failures++
 			worst, _ := finding.Worst(p.Findings)
-			c.Failure = &junitText{oneLine(worst.String()), text.String()}
+			c.Failure = &junitText{worst.Reason, oneLine(worst.String()), text.String()}
 		case finding.Unknown:
 			suite.Errors++
-			c.Error = &junitText{oneLine(p.Error), text.String()}
+			c.Error = &junitText{ReasonCheckFailed, oneLine(p.Error), text.String()}
 		case finding.NotApplicable:
 			suite.Skipped++
 			c.Skipped = &junitText{Message: oneLine(p.Summary)}
+		default: // what is only information, or muted, is told all the same
+			c.Out = strings.TrimSuffix(c.Out+"\n"+text.String(), "\n")
 		}
 		suite.Cases = append(suite.Cases, c)
 	}

@@ -14,13 +14,17 @@ import (
 	"golang.org/x/term"
 )
 
-// The colours, as SGR parameters (ECMA-48, 8.3.117).
+// The colours, as SGR parameters (ECMA-48, 8.3.117). The sixteen named ones are
+// what each terminal makes of them: yellow can not be read on white in most, blue
+// on black in xterm, and Solarized draws the bright black in its own background.
+// These are of the fixed part of the palette of 256, and can be read on dark and
+// on light.
 const (
-	Red    = "31"
-	Green  = "32"
-	Yellow = "33"
-	Blue   = "34"
-	Grey   = "90"
+	Red    = "38;5;196"
+	Green  = "38;5;28"
+	Yellow = "38;5;136"
+	Blue   = "38;5;32"
+	Grey   = "38;5;244"
 	Bold   = "1"
 )
 
@@ -30,9 +34,49 @@ func Is(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Colour: a terminal that has not been told otherwise (https://no-color.org).
+// Colour: a terminal that has not been told otherwise (https://no-color.org), and
+// that does not take 38;5;28 for three orders, the second of which is to blink.
 func Colour(w io.Writer) bool {
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && Is(w)
+	kind := os.Getenv("TERM")
+	return os.Getenv("NO_COLOR") == "" && kind != "dumb" && kind != "ansi" && !strings.HasPrefix(kind, "vt") && Is(w)
+}
+
+// Look is how text is laid out for where it goes. The zero value is for a pipe.
+type Look struct {
+	// Colour: it is a terminal that wants colours.
+	Colour bool
+	// Columns is how wide it is, 0 for lines of any length.
+	Columns int
+}
+
+// LookOf says how text looks best on w.
+func LookOf(w io.Writer) Look { return Look{Colour(w), Width(w)} }
+
+// Paint colours text, which must be fit to be shown, with one of the colours.
+func (l Look) Paint(colour, text string) string {
+	if !l.Colour || text == "" || colour == "" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}
+
+// Width is how many columns a terminal has, 0 for what is none or does not say.
+func Width(w io.Writer) int {
+	width, _ := Size(w)
+	return width
+}
+
+// Size is Width, and how many rows there are.
+func Size(w io.Writer) (columns, rows int) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0, 0
+	}
+	columns, rows, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0, 0
+	}
+	return columns, rows
 }
 
 // Line makes text fit to be shown: one line, valid UTF-8, no control characters

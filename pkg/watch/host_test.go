@@ -43,7 +43,7 @@ func TestAPassWakesNobody(t *testing.T) {
 	defer running.Wait()
 	defer cancel()
 	pass := func() []string {
-		snap := engine.Snapshot{Config: cfg, Probes: cfg.Probes.List(), Reports: engine.Once(ctx, h, cfg)}
+		snap := engine.Snapshot{Config: cfg, Probes: cfg.Probes.List(), Reports: engine.Once(ctx, h, cfg, nil)}
 		w.Report(snap)
 		time.Sleep(500 * time.Millisecond)
 		mu.Lock()

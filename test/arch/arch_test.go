@@ -89,7 +89,7 @@ var arrows = map[string][]string{
 	"pkg/config":        {"pkg/finding", "pkg/probes"},
 	"pkg/engine":        {"pkg/config", "pkg/finding", "pkg/host", "pkg/probes"},
 	"pkg/report":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/terminal"},
-	"pkg/remedy":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report"},
+	"pkg/remedy":        {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/report", "pkg/terminal"},
 	"pkg/watch":         {"pkg/config", "pkg/engine", "pkg/host", "pkg/probes"},
 	"cmd/agent":         {"pkg/config", "pkg/engine", "pkg/finding", "pkg/host", "pkg/probes", "pkg/remedy", "pkg/report", "pkg/terminal", "pkg/watch"},
 	// The plugin runs on laptops of every kind: nothing of Linux may come in.
