@@ -36,6 +36,10 @@ type API struct {
 	current   int
 	// wrote counts requests by resource and outcome, for the metric.
 	wrote map[[2]string]int
+	// lists counts how often the Node was listed, which is after each break of
+	// the watch.
+	lists   int
+	version knownVersion
 }
 
 // NewAPI returns a client for one node. Every config stands for one address of
@@ -217,10 +221,21 @@ func (a *API) PatchConditions(ctx context.Context, patch func() []byte) (*Node, 
 	return &node, nil
 }
 
-// Version asks the API server that answers for its version, "v1.36.3". Any account
-// may (system:public-info-viewer). Behind one address there may be several
-// servers, and of several versions during an upgrade.
+// versionKept is how long an API server's version is believed without a break of
+// the watch, for one behind a balancer that hides the break.
+const versionKept = 24 * time.Hour
+
+// Version is that of the API server that answers, "v1.36.3". Any account may ask
+// (system:public-info-viewer). Behind one address there may be several servers,
+// and of several versions during an upgrade. A server does not change its version
+// without ending our watch, so that it is asked again only after that.
 func (a *API) Version(ctx context.Context) (string, error) {
+	a.mu.Lock()
+	kept, lists := a.version, a.lists
+	a.mu.Unlock()
+	if kept.version != "" && kept.lists == lists && time.Since(kept.at) < versionKept {
+		return kept.version, nil
+	}
 	var version struct {
 		GitVersion string `json:"gitVersion"`
 	}
@@ -231,7 +246,18 @@ func (a *API) Version(ctx context.Context) (string, error) {
 		}
 		return json.Unmarshal(raw, &version)
 	})
+	if err == nil {
+		a.mu.Lock()
+		a.version = knownVersion{version.GitVersion, lists, time.Now()}
+		a.mu.Unlock()
+	}
 	return version.GitVersion, err
+}
+
+type knownVersion struct {
+	version string
+	lists   int // how often the Node had been listed
+	at      time.Time
 }
 
 // VolumeAttachment is what is read of one.
@@ -365,6 +391,9 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 		Metadata metav1.ListMeta `json:"metadata"`
 		Items    []Node          `json:"items"`
 	}
+	a.mu.Lock()
+	a.lists++
+	a.mu.Unlock()
 	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
 		raw, err := answer(ctx, c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node))
 		if err != nil {

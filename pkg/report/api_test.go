@@ -2,9 +2,11 @@ package report
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"sync"
 	"testing"
@@ -282,4 +284,68 @@ func TestRetryAfterIsSpread(t *testing.T) {
 			t.Errorf("the first came back after %s, %d of %d within a tenth of a second", first, n, agents)
 		}
 	})
+}
+
+// A server that is upgraded ends the watch, and is asked for its version after
+// that; while it goes on nobody asks.
+func TestVersionIsAskedAfterABreak(t *testing.T) {
+	var mu sync.Mutex
+	version, asked, cut := "v1.36.3", 0, make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case r.URL.Path == "/version":
+			asked++
+			fmt.Fprintf(w, `{"gitVersion": %q}`, version)
+		case r.URL.Query().Get("watch") == "":
+			fmt.Fprint(w, `{"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": []}`)
+		default:
+			end := cut
+			mu.Unlock()
+			w.(http.Flusher).Flush()
+			select {
+			case <-end:
+			case <-r.Context().Done():
+			}
+			mu.Lock()
+		}
+	}))
+	defer server.Close()
+	api, err := NewAPI("n1", &rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := make(chan *Node, 10)
+	var following sync.WaitGroup
+	following.Go(func() { api.Follow(ctx, func(n *Node) { seen <- n }) })
+	defer following.Wait()
+	defer cancel()
+	<-seen
+	check := func(want string, times int) {
+		t.Helper()
+		for range 3 {
+			if got, err := api.Version(ctx); got != want || err != nil {
+				t.Errorf("%s, %v; want %s", got, err, want)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if asked != times {
+			t.Errorf("asked %d times, want %d", asked, times)
+		}
+	}
+	check("v1.36.3", 1)
+	mu.Lock()
+	version = "v1.37.0"
+	mu.Unlock()
+	check("v1.36.3", 1)
+	mu.Lock()
+	close(cut)
+	cut = make(chan struct{})
+	mu.Unlock()
+	<-seen
+	check("v1.37.0", 2)
 }
