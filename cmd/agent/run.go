@@ -183,6 +183,13 @@ func (d *daemon) run(ctx context.Context) error {
 		return nil
 	case err != nil:
 		log.Warn("whether another agent runs on this node can not be told", "error", err)
+	case claim.Orphaned != 0:
+		claim.Close()
+		running.Go(func() {
+			if err := inherit(ctx, view); err != nil {
+				failed <- err
+			}
+		})
 	default:
 		defer claim.Close()
 	}
@@ -254,8 +261,14 @@ type claims interface {
 	Claim(ctx context.Context, dir string) (*host.Claim, error)
 }
 
-// claimEvery is how often an agent that waits for another one's end looks.
-const claimEvery = time.Second
+const (
+	// claimEvery is how often an agent that waits for another one's end looks.
+	claimEvery = time.Second
+	// orphanAfter is for how long a process that has ended must hold the claim to
+	// be taken for one that hangs: each that is killed is a zombie for a moment
+	// before it lets go, which is seconds where the processor is busy.
+	orphanAfter = 15 * time.Second
+)
 
 // claimHost waits until this is the only agent of the node: two that each write
 // what they find would take turns at every difference between them. yield is
@@ -263,10 +276,21 @@ const claimEvery = time.Second
 // found out, such as without the folder.
 func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to error)) (*host.Claim, error) {
 	waiting := false
+	var orphan time.Time
 	for {
 		c, err := h.Claim(ctx, remedy.StateDir)
+		if err == nil && c.Orphaned != 0 {
+			if orphan.IsZero() {
+				orphan = time.Now()
+			}
+		} else {
+			orphan = time.Time{}
+		}
 		var held *host.ClaimedError
 		switch {
+		case err == nil && c.Orphaned != 0 && time.Since(orphan) < orphanAfter:
+			c.Close()
+			err = &host.ClaimedError{Dir: remedy.StateDir, PID: c.Orphaned}
 		case err == nil && c.Orphaned != 0:
 			log.Warn("the agent before this one has ended, but for a thread that hangs in the kernel", "process", c.Orphaned)
 			return c, nil
@@ -285,6 +309,30 @@ func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to er
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+// inherit takes the claim over from a process that hangs when it lets go, and
+// holds it until ctx ends. Until then any agent that starts may get it as well:
+// that another one has is the error.
+func inherit(ctx context.Context, h claims) error {
+	for {
+		c, err := h.Claim(ctx, remedy.StateDir)
+		var held *host.ClaimedError
+		switch {
+		case err == nil && c.Orphaned == 0:
+			<-ctx.Done()
+			return c.Close()
+		case err == nil:
+			c.Close()
+		case errors.As(err, &held):
+			return fmt.Errorf("another agent has taken this node over: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
 		case <-time.After(claimEvery):
 		}
 	}

@@ -36,8 +36,16 @@ type Claim struct {
 	Orphaned int
 }
 
+// NoClaim is a claim on nothing, for who must have one and locks nothing.
+func NoClaim() *Claim { return &Claim{fd: -1} }
+
 // Close gives the claim up.
-func (c *Claim) Close() error { return unix.Close(c.fd) }
+func (c *Claim) Close() error {
+	if c.fd < 0 {
+		return nil
+	}
+	return unix.Close(c.fd)
+}
 
 // Claim takes the lock on a directory, or fails with a [ClaimedError]. A
 // directory that is not there is fs.ErrNotExist.
@@ -56,7 +64,7 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 		case unix.EWOULDBLOCK:
 			pid := h.flockHolder(fd)
 			if pid != 0 && h.ended(pid) {
-				return &Claim{fd, pid}, nil
+				return &Claim{fd: fd, Orphaned: pid}, nil
 			}
 			unix.Close(fd)
 			return nil, &ClaimedError{dir, pid}
