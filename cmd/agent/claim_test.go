@@ -23,16 +23,70 @@ type claimed struct {
 	asked   int
 }
 
+// orphaned is the answer that the holder has ended and not let go.
+var orphaned = errors.New("orphaned")
+
 func (c *claimed) Claim(_ context.Context, dir string) (*host.Claim, error) {
 	if dir != "/var/lib/host-hygiene" {
 		return nil, errors.New("another folder: " + dir)
 	}
 	err := c.answers[min(c.asked, len(c.answers)-1)]
 	c.asked++
-	if err != nil {
-		return nil, err
+	switch err {
+	case nil:
+		return noClaim(0), nil
+	case orphaned:
+		return noClaim(4711), nil
 	}
-	return new(host.Claim), nil
+	return nil, err
+}
+
+// noClaim has no descriptor, or closing it would close the test's input.
+func noClaim(orphaned int) *host.Claim {
+	c := host.NoClaim()
+	if c.Orphaned = orphaned; orphaned != 0 {
+		c.Despite = "process 4711 has ended"
+	}
+	return c
+}
+
+// A process that was killed holds its claim until the kernel has come round to
+// it: who took that for one that hangs would go on beside the next to start.
+func TestAKilledAgentIsNoOrphan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &claimed{answers: []error{orphaned, orphaned, nil}}
+		claim, err := claimHost(t.Context(), c, slog.New(slog.DiscardHandler), func(error) {})
+		if err != nil || claim.Orphaned != 0 || c.asked != 3 {
+			t.Errorf("%+v, %v, asked %d times", claim, err, c.asked)
+		}
+		began := time.Now()
+		c = &claimed{answers: []error{orphaned}}
+		claim, err = claimHost(t.Context(), c, slog.New(slog.DiscardHandler), func(error) {})
+		if err != nil || claim.Orphaned == 0 || time.Since(began) != orphanAfter {
+			t.Errorf("one that hangs: %+v, %v after %s", claim, err, time.Since(began))
+		}
+	})
+}
+
+func TestInherit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		held := &host.ClaimedError{PID: 4712}
+		if err := inherit(t.Context(), &claimed{answers: []error{orphaned, orphaned, held}}); !errors.As(err, &held) {
+			t.Errorf("another agent took it: %v", err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		c := &claimed{answers: []error{orphaned, errors.New("of the moment"), nil}}
+		done := make(chan error, 1)
+		go func() { done <- inherit(ctx, c) }()
+		time.Sleep(time.Minute)
+		if c.asked != 3 {
+			t.Errorf("asked %d times", c.asked)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestASecondAgentYields(t *testing.T) {

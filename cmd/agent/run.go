@@ -190,6 +190,13 @@ func (d *daemon) run(ctx context.Context) error {
 		return nil
 	case err != nil:
 		log.Warn("whether another agent runs on this node can not be told", "error", err)
+	case claim.Despite != "":
+		claim.Close()
+		running.Go(func() {
+			if err := inherit(ctx, view); err != nil {
+				failed <- err
+			}
+		})
 	default:
 		defer claim.Close()
 	}
@@ -264,8 +271,14 @@ type claims interface {
 	Claim(ctx context.Context, dir string) (*host.Claim, error)
 }
 
-// claimEvery is how often an agent that waits for another one's end looks.
-const claimEvery = time.Second
+const (
+	// claimEvery is how often an agent that waits for another one's end looks.
+	claimEvery = time.Second
+	// orphanAfter is for how long a process that has ended must hold the claim to
+	// be taken for one that hangs: each that is killed is a zombie for a moment
+	// before it lets go, which is seconds where the processor is busy.
+	orphanAfter = 15 * time.Second
+)
 
 // claimHost waits until this is the only agent of the node: two that each write
 // what they find would take turns at every difference between them. yield is
@@ -273,10 +286,21 @@ const claimEvery = time.Second
 // found out, such as without the folder.
 func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to error)) (*host.Claim, error) {
 	waiting := false
+	var orphan time.Time
 	for {
 		c, err := h.Claim(ctx, remedy.StateDir)
+		if err == nil && c.Orphaned != 0 {
+			if orphan.IsZero() {
+				orphan = time.Now()
+			}
+		} else {
+			orphan = time.Time{}
+		}
 		var held *host.ClaimedError
 		switch {
+		case err == nil && c.Orphaned != 0 && time.Since(orphan) < orphanAfter:
+			c.Close()
+			err = &host.ClaimedError{Dir: remedy.StateDir, PID: c.Orphaned}
 		case err == nil && c.Despite != "":
 			log.Warn("the lock on "+remedy.StateDir+" is held, but by no agent", "holder", c.Despite)
 			return c, nil
@@ -295,6 +319,30 @@ func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to er
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-time.After(claimEvery):
+		}
+	}
+}
+
+// inherit takes the claim over from one that is no agent when it lets go, and
+// holds it until ctx ends. Until then any agent that starts may get it as well:
+// that another one has is the error.
+func inherit(ctx context.Context, h claims) error {
+	for {
+		c, err := h.Claim(ctx, remedy.StateDir)
+		var held *host.ClaimedError
+		switch {
+		case err == nil && c.Despite == "":
+			<-ctx.Done()
+			return c.Close()
+		case err == nil:
+			c.Close()
+		case errors.As(err, &held):
+			return fmt.Errorf("another agent has taken this node over: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
 		case <-time.After(claimEvery):
 		}
 	}

@@ -35,10 +35,22 @@ type Claim struct {
 	// ours. A lock takes no more than the right to read the directory, and must
 	// not be a way to silence the agent.
 	Despite string
+	// Orphaned is the process that Despite tells of, where it has ended: one that
+	// was killed has its files open until the kernel has come round to it, and
+	// for as long as a thread of it hangs on a mount whose server is gone.
+	Orphaned int
 }
 
+// NoClaim is a claim on nothing, for who must have one and locks nothing.
+func NoClaim() *Claim { return &Claim{fd: -1} }
+
 // Close gives the claim up.
-func (c *Claim) Close() error { return unix.Close(c.fd) }
+func (c *Claim) Close() error {
+	if c.fd < 0 {
+		return nil
+	}
+	return unix.Close(c.fd)
+}
 
 // Claim takes the lock on a directory, or fails with a [ClaimedError]. A
 // directory that is not there is fs.ErrNotExist.
@@ -48,6 +60,7 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 		}
+		var ended int
 		var despite string
 		for range 2 {
 			for err = unix.EINTR; err == unix.EINTR; {
@@ -57,9 +70,9 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 			case nil:
 				return &Claim{fd: fd}, nil
 			case unix.EWOULDBLOCK:
-				// Who held it a moment ago may have ended since: once more.
+				// Who held it a moment ago may have let go since: once more.
 				var pid int
-				if pid, despite = h.agentAmong(h.flockHolders(fd)); despite == "" {
+				if pid, ended, despite = h.agentAmong(h.flockHolders(fd)); despite == "" {
 					unix.Close(fd)
 					return nil, &ClaimedError{dir, pid}
 				}
@@ -68,13 +81,13 @@ func (h *Host) Claim(ctx context.Context, dir string) (*Claim, error) {
 				return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
 			}
 		}
-		return &Claim{fd, despite}, nil
+		return &Claim{fd, despite, ended}, nil
 	})
 }
 
 // agentAmong returns the first of the holders of a lock that may be an agent, 0
-// when none is known; or why none of them is one.
-func (r *Root) agentAmong(holders []int) (pid int, none string) {
+// when none is known; or why none of them is one, and which of them has ended.
+func (r *Root) agentAmong(holders []int) (pid, ended int, none string) {
 	for _, pid := range holders {
 		var scratch []byte
 		status, err := r.readFile(fmt.Sprintf("/proc/%d/status", pid), MaxFile, &scratch)
@@ -83,23 +96,27 @@ func (r *Root) agentAmong(holders []int) (pid int, none string) {
 			// Left to a child, and an agent's children do not inherit it.
 			none = fmt.Sprintf("process %d, which has ended, left its lock to another", pid)
 		case err != nil:
-			return pid, ""
+			return pid, 0, ""
 		default:
-			if none = noAgent(pid, status); none == "" {
-				return pid, ""
+			why, zombie := noAgent(pid, status)
+			if why == "" {
+				return pid, 0, ""
+			}
+			if none = why; zombie {
+				ended = pid
 			}
 		}
 	}
-	return 0, none
+	return 0, ended, none
 }
 
 // noAgent says why a process can be no agent, by its proc_pid_status(5): nobody
 // but root runs one, and one that was killed while a thread of it hangs in the
-// kernel, on a mount whose server is gone, keeps its files open as a zombie that
-// does nothing more. The owner of /proc/PID does not count, who is root for any
-// process that asks for it by PR_SET_DUMPABLE; nor the effective user ID, for a
-// lock survives the start of a program that is set-user-ID.
-func noAgent(pid int, status []byte) string {
+// kernel keeps its files open as a zombie that does nothing more. The owner of
+// /proc/PID does not count, who is root for any process that asks for it by
+// PR_SET_DUMPABLE; nor the effective user ID, for a lock survives the start of a
+// program that is set-user-ID.
+func noAgent(pid int, status []byte) (why string, zombie bool) {
 	for line := range bytes.Lines(status) {
 		key, value, _ := bytes.Cut(line, []byte(":"))
 		f := bytes.Fields(value)
@@ -109,15 +126,15 @@ func noAgent(pid int, status []byte) string {
 		switch string(key) {
 		case "State":
 			if s := string(f[0]); s == "Z" || s == "X" {
-				return fmt.Sprintf("process %d has ended, but for a thread that hangs in the kernel", pid)
+				return fmt.Sprintf("process %d has ended, but for a thread that hangs in the kernel", pid), true
 			}
 		case "Uid":
 			if uid := string(f[0]); uid != "0" {
-				return fmt.Sprintf("process %d is of user %s, not root's", pid, uid)
+				return fmt.Sprintf("process %d is of user %s, not root's", pid, uid), false
 			}
 		}
 	}
-	return ""
+	return "", false
 }
 
 // flockHolders finds in /proc/locks who holds a flock on an open file, shared

@@ -93,7 +93,7 @@ func TestClaimOfTheDead(t *testing.T) {
 		}
 	}
 	until("claim", func(c *Claim, err error) bool { return c.Despite == "" })
-	until("remains", func(c *Claim, err error) bool { return strings.Contains(c.Despite, "has ended") })
+	until("remains", func(c *Claim, err error) bool { return strings.Contains(c.Despite, "has ended") && c.Orphaned != 0 })
 }
 
 // playClaim holds a claim; as remains its first thread ends, as that of a
@@ -180,7 +180,7 @@ func TestNoAgent(t *testing.T) {
 		"Name:\tUid:\\nUid:0\nState:\tS (sleeping)\nUid:\t5\t5\t5\t5\n": "process 7 is of user 5, not root's",
 		"": "",
 	} {
-		if got := noAgent(7, []byte(status)); got != want {
+		if got, zombie := noAgent(7, []byte(status)); got != want || zombie != strings.Contains(want, "has ended") {
 			t.Errorf("%q: %q, want %q", status, got, want)
 		}
 	}

@@ -622,10 +622,13 @@ func (p *Publisher) eventsFor(node *Node, w Condition, c NodeCondition, existed 
 }
 
 // repeat posts once more what an agent that died between the condition and the
-// Event would have posted; the name makes it the same Event.
+// Event would have posted; the name makes it the same Event. Once the condition
+// has been written again, for another reason or finding, it does not tell any more
+// which Event was posted with which time.
 func (p *Publisher) repeat(node *Node, w Condition, c NodeCondition, today metav1.Time) []event {
 	const recent = 2 * time.Minute
-	if len(w.Findings) == 0 || w.Type == ReadyType || today.Sub(c.LastTransitionTime.Time).Abs() > recent {
+	if len(w.Findings) == 0 || w.Type == ReadyType || today.Sub(c.LastTransitionTime.Time).Abs() > recent ||
+		!c.LastHeartbeatTime.Equal(&c.LastTransitionTime) {
 		return nil
 	}
 	f := w.Findings[0]

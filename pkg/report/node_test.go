@@ -371,6 +371,29 @@ func TestPublisherMakesGoodAnEventLostInACrash(t *testing.T) {
 	})
 }
 
+// The reason of a problem that was told changes, and the agent is killed.
+func TestPublisherDoublesNoEventOfAnotherReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		p.report(bad())
+		time.Sleep(5 * time.Second)
+		worse := func() engine.Snapshot {
+			failed := degraded
+			failed.Reason = "AllPathsFailed"
+			return snapshot(finding.Report{Probe: "mp", Findings: []finding.Finding{failed, degraded}})
+		}
+		p.report(worse())
+		if len(p.posted) != 2 {
+			t.Fatalf("events: %v", p.order)
+		}
+		again := publish(t, p.memoryAPI, time.Now().Add(-time.Hour))
+		again.report(worse())
+		if len(again.posted) != 2 {
+			t.Errorf("the event was doubled: %v", again.order)
+		}
+	})
+}
+
 func TestPublisherForgetsWhatIsOlderThanTheBoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := metav1.NewTime(time.Now().Add(-2 * time.Hour))
