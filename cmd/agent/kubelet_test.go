@@ -38,6 +38,9 @@ type servedKubelet struct {
 	// tokens counts the requests that came with the token.
 	tokens atomic.Int32
 	conns  sync.WaitGroup
+
+	listener  net.Listener
+	accepting sync.WaitGroup
 }
 
 // serveKubelet speaks TLS with a certificate and leaves the rest to serve, which
@@ -65,7 +68,8 @@ func serveKubelet(t *testing.T, a *authority, cert tls.Certificate, serve func(c
 }
 
 func (s *servedKubelet) accept(l net.Listener, serve func(net.Conn)) {
-	go func() {
+	s.listener = l
+	s.accepting.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -76,7 +80,7 @@ func (s *servedKubelet) accept(l net.Listener, serve func(net.Conn)) {
 				serve(c)
 			})
 		}
-	}()
+	})
 }
 
 func newServedKubelet(t *testing.T, a *authority, address string) *servedKubelet {
@@ -380,5 +384,7 @@ func (s *servedKubelet) askBadly(t *testing.T, limit time.Duration, says string,
 		t.Errorf("it took %d MiB", took>>20)
 	}
 	s.client.CloseIdleConnections()
+	s.listener.Close()
+	s.accepting.Wait()
 	s.conns.Wait() // the test hangs where a connection is kept
 }
