@@ -58,6 +58,7 @@ type Publisher struct {
 	since    time.Time     // reports from before are about another config
 	first    chan struct{} // closed when known
 	changed  chan struct{}
+	mistake  string // of the config that was refused last
 	notices  []notice
 	remark   string
 
@@ -106,9 +107,20 @@ func NewPublisher(api NodeAPI, node string, boot time.Time, log *slog.Logger, la
 
 // Report implements [engine.Reporter].
 func (p *Publisher) Report(s engine.Snapshot) {
+	mistake := ""
+	if s.ConfigError != nil {
+		mistake = s.ConfigError.Error()
+	}
 	p.mu.Lock()
 	p.snapshot = &s
+	another := mistake != "" && mistake != p.mistake
+	p.mistake = mistake
 	p.mu.Unlock()
+	// Ready tells of a config that was refused, and its change is an Event; but
+	// not while it is False, for something critical comes first there.
+	if another && ready(s).Reason != ReasonConfigInvalid {
+		p.Tell("Warning", ReasonConfigInvalid, "config", mistake)
+	}
 	p.poke()
 }
 

@@ -875,3 +875,31 @@ func TestPublisherRemarks(t *testing.T) {
 		}
 	})
 }
+
+// A config that was refused is told of also while Ready has something worse to
+// tell, and once.
+func TestPublisherTellsOfAConfigBesideACriticalFinding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := publish(t, newMemoryAPI(), time.Now().Add(-time.Hour))
+		worse := degraded
+		worse.Severity = finding.Critical
+		critical := func(mistake string) engine.Snapshot {
+			s := snapshot(finding.Report{Probe: "mp", Findings: []finding.Finding{worse}})
+			if mistake != "" {
+				s.ConfigError = errors.New(mistake)
+			}
+			return s
+		}
+		p.report(critical(""))
+		for _, mistake := range []string{"no such key", "no such key", "no such unit", "", "no such unit"} {
+			p.report(critical(mistake))
+			time.Sleep(5 * time.Second)
+		}
+		synctest.Wait()
+		ready, _ := p.condition(ReadyType)
+		want := []string{"Warning/PathsDegraded", "Warning/ConfigInvalid", "Warning/ConfigInvalid", "Warning/ConfigInvalid"}
+		if ready.Status != "False" || !slices.Equal(p.order, want) {
+			t.Errorf("Ready %+v, events %q", ready, p.order)
+		}
+	})
+}
