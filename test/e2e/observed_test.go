@@ -63,7 +63,7 @@ func sights() map[string]sight {
 		"oom":      same("a service killed at its own limit of memory", seen{status: "Problem", reasons: []string{"SystemOOMKill"}}),
 		"packages": same("a required package that is not installed", seen{status: "Problem", reasons: []string{"PackageMissing"}}),
 		"units":    same("a required file that is not there", seen{status: "Problem", reasons: []string{"FileMissing"}}),
-		"kernel":   same("a required sysctl of another value", seen{status: "Problem", reasons: []string{"SysctlDiffers"}}),
+		"kernel":   same("a required sysctl of another value", seen{status: "Problem", reasons: []string{"SysctlDiffers", "SysctlNotPersisted"}}),
 		"updates":  same("a reboot pending for 30 days", seen{status: "Problem", reasons: []string{"RebootPending", "UpdatesNotConfigured"}}),
 		"kubelet":  kubelet,
 	}
