@@ -23,8 +23,8 @@ type claimed struct {
 	asked   int
 }
 
-// orphaned is the answer that the holder has ended and not let go.
-var orphaned = errors.New("orphaned")
+// errOrphaned is the answer that the holder has ended and not let go.
+var errOrphaned = errors.New("orphaned")
 
 func (c *claimed) Claim(_ context.Context, dir string) (*host.Claim, error) {
 	if dir != "/var/lib/host-hygiene" {
@@ -35,7 +35,7 @@ func (c *claimed) Claim(_ context.Context, dir string) (*host.Claim, error) {
 	switch err {
 	case nil:
 		return noClaim(0), nil
-	case orphaned:
+	case errOrphaned:
 		return noClaim(4711), nil
 	}
 	return nil, err
@@ -54,13 +54,13 @@ func noClaim(orphaned int) *host.Claim {
 // it: who took that for one that hangs would go on beside the next to start.
 func TestAKilledAgentIsNoOrphan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &claimed{answers: []error{orphaned, orphaned, nil}}
+		c := &claimed{answers: []error{errOrphaned, errOrphaned, nil}}
 		claim, err := claimHost(t.Context(), c, slog.New(slog.DiscardHandler), func(error) {})
 		if err != nil || claim.Orphaned != 0 || c.asked != 3 {
 			t.Errorf("%+v, %v, asked %d times", claim, err, c.asked)
 		}
 		began := time.Now()
-		c = &claimed{answers: []error{orphaned}}
+		c = &claimed{answers: []error{errOrphaned}}
 		claim, err = claimHost(t.Context(), c, slog.New(slog.DiscardHandler), func(error) {})
 		if err != nil || claim.Orphaned == 0 || time.Since(began) != orphanAfter {
 			t.Errorf("one that hangs: %+v, %v after %s", claim, err, time.Since(began))
@@ -71,11 +71,11 @@ func TestAKilledAgentIsNoOrphan(t *testing.T) {
 func TestInherit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held := &host.ClaimedError{PID: 4712}
-		if err := inherit(t.Context(), &claimed{answers: []error{orphaned, orphaned, held}}); !errors.As(err, &held) {
+		if err := inherit(t.Context(), &claimed{answers: []error{errOrphaned, errOrphaned, held}}); !errors.As(err, &held) {
 			t.Errorf("another agent took it: %v", err)
 		}
 		ctx, stop := context.WithCancel(t.Context())
-		c := &claimed{answers: []error{orphaned, errors.New("of the moment"), nil}}
+		c := &claimed{answers: []error{errOrphaned, errors.New("of the moment"), nil}}
 		done := make(chan error, 1)
 		go func() { done <- inherit(ctx, c) }()
 		time.Sleep(time.Minute)
