@@ -79,6 +79,7 @@ func TestInherit(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- inherit(ctx, c) }()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if c.asked != 3 {
 			t.Errorf("asked %d times", c.asked)
 		}
