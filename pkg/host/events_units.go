@@ -33,16 +33,23 @@ func (h *Host) FollowUnits(ctx context.Context, names []string, l Listener) erro
 			return fmt.Errorf("%q is no unit name", name)
 		}
 	}
-	s := &unitSignals{poke: make(chan struct{}, 1)}
+	memory := &h.bus.units
+	s := &unitSignals{poke: make(chan struct{}, 1), told: memory.told}
 	c, bus, err := h.signalConn(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	defer memory.deaf(c)
 	subscribe := func() error {
 		ctx, cancel := context.WithTimeout(ctx, defaultLimit)
 		defer cancel()
-		return s.subscribe(ctx, c, bus, names)
+		memory.deaf(c)
+		if err := s.subscribe(ctx, c, bus, names); err != nil {
+			return err
+		}
+		memory.listening(c, names)
+		return nil
 	}
 	if err := subscribe(); err != nil {
 		return err
@@ -105,6 +112,8 @@ func (h *Host) signalConn(ctx context.Context, s *unitSignals) (c *dbus.Conn, bu
 // about, which is all that matters of them.
 type unitSignals struct {
 	poke chan struct{}
+	// told is called at each, whether it may last or not.
+	told func()
 
 	mu sync.Mutex
 	// owner is who systemd is on the bus; empty on its own socket.
@@ -201,7 +210,11 @@ func (s *unitSignals) DeliverSignal(_, _ string, sig *dbus.Signal) {
 	switch sig.Name {
 	case "org.freedesktop.DBus.Properties.PropertiesChanged":
 		names := s.names[sig.Path]
-		if len(names) == 0 || !unitSettled(sig.Body) {
+		if len(names) == 0 {
+			return
+		}
+		s.told()
+		if !unitSettled(sig.Body) {
 			return
 		}
 		for _, name := range names {
@@ -210,16 +223,19 @@ func (s *unitSignals) DeliverSignal(_, _ string, sig *dbus.Signal) {
 			}
 		}
 	case systemdManager + ".Reloading":
+		s.told()
 		if len(sig.Body) == 1 && sig.Body[0] == true {
 			return // it will say when it has
 		}
 		s.files = true
 	case systemdManager + ".UnitFilesChanged", systemdManager + ".StartupFinished":
+		s.told()
 		s.files = true
 	case busName + ".NameOwnerChanged":
 		if len(sig.Body) != 3 || sig.Body[0] != systemdName || sig.Body[2] == "" {
 			return
 		}
+		s.told()
 		s.newOwner = true
 	default:
 		return

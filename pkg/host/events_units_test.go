@@ -141,3 +141,73 @@ func TestUnitSettled(t *testing.T) {
 		}
 	}
 }
+
+// TestFollowedUnitsAreNotAskedAgain: in a pass systemd is asked about units whose
+// changes it tells only after it has told one, and by others always.
+func TestFollowedUnitsAreNotAskedAgain(t *testing.T) {
+	b := newBusHost(t)
+	var m *fakeManager
+	c := b.serve(t, systemdName, func(c *dbus.Conn) { m = exportManager(c) })
+	ctx := within(t, 20*time.Second)
+	const chrony = "chrony.service"
+	look := func(ctx context.Context, names ...string) (pid, questions int) {
+		t.Helper()
+		m.mu.Lock()
+		m.asked = nil
+		m.mu.Unlock()
+		got, err := b.Units(ctx, names...)
+		if err != nil || len(got) != len(names) {
+			t.Fatalf("%d units, %v", len(got), err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		pid, questions = got[0].MainPID, len(m.asked)
+		got[0] = Unit{} // whoever asks may do with the answer what he likes
+		return pid, questions
+	}
+	pass := func() context.Context { return AsOf(ctx, time.Now()) }
+	asked := func(why string, want bool, ctx context.Context, names ...string) {
+		t.Helper()
+		if _, n := look(ctx, names...); n > 0 != want {
+			t.Errorf("%s: %d questions: %q", why, n, m.asked)
+		}
+	}
+	asked("nobody listens", true, pass(), chrony)
+	asked("still nobody", true, pass(), chrony)
+
+	following, stop := context.WithCancel(ctx)
+	heard := follow(t, func(_ context.Context, l Listener) error { return b.FollowUnits(following, []string{chrony, "ntpd.service"}, l) })
+	asked("the first look", true, pass(), chrony)
+	asked("the second", false, pass(), chrony)
+	asked("no pass", true, ctx, chrony)
+	asked("another list", true, pass(), "ntpd.service", chrony)
+	asked("the same again", false, pass(), "ntpd.service", chrony)
+	asked("one that is not followed", true, pass(), chrony, "data.mount")
+	asked("which stays so", true, pass(), chrony, "data.mount")
+
+	// What systemd has sent is known before its answer, however late it is read.
+	for i := range 100 {
+		m.mu.Lock()
+		m.props["chrony Service MainPID"] = dbus.MakeVariant(uint32(5000 + i))
+		m.props["chrony Unit StateChangeTimestampMonotonic"] = dbus.MakeVariant(uint64(300 + i))
+		m.props["manager Manager UnitsLoadTimestampMonotonic"] = dbus.MakeVariant(uint64(100))
+		m.mu.Unlock()
+		// A change that does not last wakes nobody, and counts all the same.
+		changes(t, c, "chrony_2eservice", 7, "active")()
+		if pid, _ := look(pass(), chrony); pid != 5000+i {
+			t.Fatalf("look %d found PID %d", i, pid)
+		}
+	}
+	asked("nothing since", false, pass(), chrony)
+	b.bus.units.mu.Lock()
+	for what, a := range b.bus.units.answers {
+		a.at = a.at.Add(-unitsKept)
+		b.bus.units.answers[what] = a
+	}
+	b.bus.units.mu.Unlock()
+	asked("ten minutes later", true, pass(), chrony)
+	asked("right after", false, pass(), chrony)
+	stop()
+	<-heard.ended
+	asked("nobody listens any more", true, pass(), chrony)
+}

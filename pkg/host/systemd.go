@@ -382,7 +382,7 @@ func (h *Host) Units(ctx context.Context, names ...string) ([]Unit, error) {
 		}
 	}
 	trace(ctx, "systemd units "+strings.Join(names, " "))
-	units, err := h.units(ctx, "ListUnitsByNames", names)
+	units, err := h.units(ctx, "ListUnitsByNames", names, names)
 	if err != nil {
 		return nil, err
 	}
@@ -398,7 +398,7 @@ func (h *Host) Units(ctx context.Context, names ...string) ([]Unit, error) {
 // UnitsMatching implements [View].
 func (h *Host) UnitsMatching(ctx context.Context, patterns ...string) ([]Unit, error) {
 	trace(ctx, "systemd units "+strings.Join(patterns, " "))
-	return h.units(ctx, "ListUnitsByPatterns", []string{}, patterns)
+	return h.units(ctx, "ListUnitsByPatterns", patterns, []string{}, patterns)
 }
 
 // validUnit keeps out what systemd passes over without a word, so that its
@@ -432,8 +432,13 @@ const maxInFlight = 64
 // read the accounting of each cgroup and send some 400 values a service. What can
 // not have changed since it was last asked is not asked again: the questions were
 // a third of what an idle agent costs, and cost PID 1 and the bus as much.
-func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, error) {
-	return askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
+func (h *Host) units(ctx context.Context, method string, names []string, args ...any) ([]Unit, error) {
+	memory, what := &h.bus.units, method+" "+strings.Join(names, " ")
+	if units, ok := memory.recallAnswer(ctx, &h.calls, what, names); ok {
+		return units, nil
+	}
+	heard := memory.heardSoFar()
+	units, err := askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
 		manager := c.Object(systemdName, systemdPath)
 		var list []systemd.UnitStatus
 		err := manager.CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
@@ -486,7 +491,7 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 		for i, st := range list {
 			u := &units[i]
 			signs[i].loaded = loaded
-			if u.Load == "not-found" || h.bus.units.recall(st.Path, signs[i], u) {
+			if u.Load == "not-found" || memory.recall(st.Path, signs[i], u) {
 				continue
 			}
 			if err := get(st.Path, unitProperties(u)...); err != nil {
@@ -498,69 +503,15 @@ func (h *Host) units(ctx context.Context, method string, args ...any) ([]Unit, e
 		}
 		for i, st := range list {
 			if units[i].Load != "not-found" {
-				h.bus.units.keep(st.Path, signs[i], units[i])
+				memory.keep(st.Path, signs[i], units[i])
 			}
 		}
 		return units, nil
 	})
-}
-
-// unitSign says whether what was asked of a unit still holds: when its state last
-// changed, which is at each start, stop and automatic restart, and when systemd
-// last loaded unit files, both by its monotonic clock in microseconds. Zero is not
-// known: an old systemd.
-type unitSign struct {
-	changed, loaded   uint64
-	load, active, sub string
-}
-
-// unitMemory remembers units by their object paths.
-type unitMemory struct {
-	mu    sync.Mutex
-	known map[dbus.ObjectPath]knownUnit
-}
-
-type knownUnit struct {
-	unit Unit
-	sign unitSign
-	at   time.Time
-}
-
-const (
-	// unitsKept is for what has no sign: a service may name another main
-	// process without a change of its state (sd_notify(3), MAINPID=).
-	unitsKept = 10 * time.Minute
-	// maxUnitsKept is far more than probes ask for, but for a host that has
-	// thousands of mount units.
-	maxUnitsKept = 4096
-)
-
-// recall fills in what is remembered of a unit; false says that it has to be asked.
-func (m *unitMemory) recall(path dbus.ObjectPath, sign unitSign, u *Unit) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	known, ok := m.known[path]
-	if !ok || sign != known.sign || sign.changed == 0 || sign.loaded == 0 || time.Since(known.at) >= unitsKept {
-		return false
+	if err == nil {
+		memory.keepAnswer(what, names, units, heard)
 	}
-	was := known.unit
-	was.Name, was.ID, was.Job, was.FileState = u.Name, u.ID, u.Job, u.FileState
-	*u = was
-	return true
-}
-
-// keep remembers a unit that was asked just now, and is no news for one that is
-// remembered already.
-func (m *unitMemory) keep(path dbus.ObjectPath, sign unitSign, u Unit) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if known, ok := m.known[path]; ok && known.sign == sign && time.Since(known.at) < unitsKept {
-		return
-	}
-	if m.known == nil || len(m.known) >= maxUnitsKept {
-		m.known = map[dbus.ObjectPath]knownUnit{}
-	}
-	m.known[path] = knownUnit{u, sign, time.Now()}
+	return units, err
 }
 
 type propertyCall struct {
