@@ -211,6 +211,7 @@ type loop struct {
 	askAgain    bool      // what is asked was asked too early
 	askedAt     time.Time // when last
 	unpublished time.Time // since when a change waits for the answer; zero for none
+	unchanged   time.Time // since when results that change nothing wait for others; zero for none
 }
 
 // Run runs until ctx ends. The first thing it needs is a config from Configure.
@@ -250,9 +251,21 @@ func (e *Engine) Run(ctx context.Context) {
 		if l.quiet != "" && time.Since(l.askedAt) >= minGap {
 			l.ask()
 		}
-		timer.Reset(l.startDue())
+		wait := l.startDue()
+		if !l.unchanged.IsZero() {
+			if left := togetherFor - time.Since(l.unchanged); left > 0 && l.underway() {
+				wait = min(wait, left)
+			} else {
+				l.publish()
+			}
+		}
+		timer.Reset(wait)
 	}
 }
+
+// togetherFor is how long a result that changes nothing waits for those of the
+// same pass, so that reporters are given one snapshot and not eleven.
+const togetherFor = time.Second
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
@@ -321,6 +334,14 @@ func (l *loop) start(s *slot, now time.Time) {
 	// whose agents started together, apart.
 	every := l.cfg.IntervalFor(s.probe)
 	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
+	if s.woken {
+		// Back into the pass of the others, and not into one of its own.
+		for _, o := range l.slots {
+			if o != s && !o.woken && !o.running && o.next.After(now) && o.next.Before(s.next) && l.cfg.IntervalFor(o.probe) == every {
+				s.next = o.next
+			}
+		}
+	}
 	s.last, s.owes, s.woken = now, s.woken, false
 	s.running = true
 	s.gen++
@@ -381,7 +402,19 @@ func (l *loop) finish(d done) {
 		l.ask()
 		return
 	}
-	l.publish()
+	if l.unchanged.IsZero() {
+		l.unchanged = time.Now()
+	}
+}
+
+// underway reports whether a run is to come to its end soon.
+func (l *loop) underway() bool {
+	for _, s := range l.slots {
+		if s.running && !s.stuck {
+			return true
+		}
+	}
+	return false
 }
 
 // judge applies severities, mutes and holds to the latest outcome of a probe, and
@@ -451,7 +484,7 @@ func (l *loop) publish() {
 	for k, t := range l.lastSuccess {
 		snap.LastSuccess[k] = t
 	}
-	l.unpublished = time.Time{}
+	l.unpublished, l.unchanged = time.Time{}, time.Time{}
 	for _, r := range l.reporters {
 		r.Report(snap)
 	}

@@ -853,3 +853,49 @@ func TestProbesFallIntoOnePass(t *testing.T) {
 		}
 	})
 }
+
+// TestOnePassOneSnapshot: what changes nothing is handed on once for all probes of
+// a pass, within a second where one of them takes its time; what does, at once.
+func TestOnePassOneSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slow, broken atomic.Bool
+		var list []probes.Probe
+		for i, name := range []string{"a", "b", "c", "d"} {
+			list = append(list, fake{name: name, check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				time.Sleep(time.Duration(10*i) * time.Millisecond)
+				if name == "d" && slow.Load() {
+					time.Sleep(5 * time.Second)
+				}
+				if name == "a" && broken.Load() {
+					return finding.Result{}, errors.New("no answer")
+				}
+				return healthy(ctx, in)
+			}})
+		}
+		r := start(t, noSystemd(t), nil, list...)
+		given := func(d time.Duration) int {
+			r.mu.Lock()
+			before := len(r.snaps)
+			r.mu.Unlock()
+			time.Sleep(d)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return len(r.snaps) - before
+		}
+		time.Sleep(10 * time.Second)
+		if n := given(10 * time.Minute); n < 9 || n > 11 {
+			t.Errorf("%d snapshots in ten passes", n)
+		}
+		slow.Store(true)
+		if n := given(10 * time.Minute); n < 18 || n > 22 {
+			t.Errorf("%d snapshots in ten passes of which one probe takes five seconds", n)
+		}
+		broken.Store(true)
+		r.eng.Wake(t.Context(), "d")
+		r.eng.Wake(t.Context(), "a")
+		if n := given(time.Millisecond); n != 1 {
+			t.Errorf("%d snapshots tell what has changed while another probe runs", n)
+		}
+		time.Sleep(time.Minute) // all come back
+	})
+}

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/moby/sys/mountinfo"
@@ -478,41 +480,101 @@ func (s *looseString) UnmarshalJSON(data []byte) error {
 // files of --config-dir in lexical order, flags, the later over the earlier.
 // The running one may have started from other files: see [LiveKubeletConfig].
 func (k Kubelet) ConfigOnRestart(ctx context.Context, v host.Files) (KubeletConfig, error) {
+	f, err := k.readConfigFiles(ctx, v)
+	if err != nil {
+		return KubeletConfig{}, err
+	}
+	return k.merge(f)
+}
+
+// configOnRestart is [Kubelet.ConfigOnRestart] for a probe, which reads the files
+// in every pass and takes them apart when one is another.
+func (k Kubelet) configOnRestart(ctx context.Context, in Input) (KubeletConfig, error) {
+	f, err := k.readConfigFiles(ctx, in.Host)
+	if err != nil {
+		return KubeletConfig{}, err
+	}
+	const key = "kubelet config"
+	kept, ok := Kept[mergedKubelet](in.Memory, key)
+	if !ok || !slices.EqualFunc(f.files, kept.from.files, kubeletFile.equal) || !slices.Equal(f.source, kept.from.source) || !maps.EqualFunc(k.Flags, kept.flags, slices.Equal) {
+		kept = mergedKubelet{from: f, flags: k.Flags}
+		kept.config, kept.err = k.merge(f)
+		in.Memory.Keep(key, kept)
+	}
+	return kept.config, kept.err
+}
+
+// kubeletFiles are the files of a configuration, the later over the earlier.
+type kubeletFiles struct {
+	files []kubeletFile
+	// source names them for people.
+	source []string
+}
+
+type kubeletFile struct {
+	name string
+	data []byte
+}
+
+func (f kubeletFile) equal(g kubeletFile) bool {
+	return f.name == g.name && bytes.Equal(f.data, g.data)
+}
+
+// mergedKubelet is what came of files and flags. The config is shared by passes
+// and not changed.
+type mergedKubelet struct {
+	from   kubeletFiles
+	flags  KubeletFlags
+	config KubeletConfig
+	err    error
+}
+
+func (k Kubelet) readConfigFiles(ctx context.Context, v host.Files) (f kubeletFiles, err error) {
 	if k.FlagsUnseen != "" {
-		return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %s", k.FlagsUnseen)
+		return f, fmt.Errorf("configuration of the kubelet: %s", k.FlagsUnseen)
 	}
 	file, dir := k.Flags.Last("config"), k.Flags.Last("config-dir")
 	if k.OwnRoot && (file != "" || dir != "") {
-		return KubeletConfig{}, errors.New("configuration of the kubelet: it runs in a container with a root file system of its own, where its files can not be seen")
+		return f, errors.New("configuration of the kubelet: it runs in a container with a root file system of its own, where its files can not be seen")
 	}
-	merged, source := []byte("{}"), []string(nil)
+	read := func(name string) error {
+		data, err := v.ReadFileMax(ctx, name, maxKubeletConfig)
+		if err != nil {
+			return fmt.Errorf("configuration of the kubelet: %w", err)
+		}
+		f.files = append(f.files, kubeletFile{name, data})
+		return nil
+	}
 	if file != "" {
 		file = k.resolve(ctx, v, file)
-		data, err := v.ReadFileMax(ctx, file, maxKubeletConfig)
-		if err != nil {
-			return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %w", err)
+		if err := read(file); err != nil {
+			return f, err
 		}
-		if merged, err = mergeKubeletConfig(merged, data); err != nil {
-			return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %s: %w", file, err)
-		}
-		source = append(source, file)
+		f.source = append(f.source, file)
 	}
 	if dir != "" {
 		dir = k.resolve(ctx, v, dir)
 		names, err := dropIns(ctx, v, dir)
 		if err != nil {
-			return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %w", err)
+			return f, fmt.Errorf("configuration of the kubelet: %w", err)
 		}
 		for _, name := range names {
-			data, err := v.ReadFileMax(ctx, name, maxKubeletConfig)
-			if err != nil {
-				return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %w", err)
-			}
-			if merged, err = mergeKubeletConfig(merged, data); err != nil {
-				return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %s: %w", name, err)
+			if err := read(name); err != nil {
+				return f, err
 			}
 		}
-		source = append(source, fmt.Sprintf("%d drop-in files in %s", len(names), dir))
+		f.source = append(f.source, fmt.Sprintf("%d drop-in files in %s", len(names), dir))
+	}
+	return f, nil
+}
+
+func (k Kubelet) merge(f kubeletFiles) (KubeletConfig, error) {
+	merged := []byte("{}")
+	for _, file := range f.files {
+		var err error
+		if merged, err = mergeKubeletConfig(merged, file.data); err != nil {
+			return KubeletConfig{}, fmt.Errorf("configuration of the kubelet: %s: %w", file.name, err)
+		}
 	}
 	c, err := decodeKubeletConfig(merged)
 	if err != nil {
@@ -522,8 +584,9 @@ func (k Kubelet) ConfigOnRestart(ctx context.Context, v host.Files) (KubeletConf
 	if err != nil {
 		return KubeletConfig{}, fmt.Errorf("flags of the kubelet: %w", err)
 	}
+	source := f.source
 	if used || len(source) == 0 {
-		source = append(source, "flags")
+		source = append(slices.Clip(source), "flags")
 	}
 	c.Source = strings.Join(source, ", ")
 	return c, nil
@@ -592,6 +655,29 @@ func dropIns(ctx context.Context, v host.Files, dir string) ([]string, error) {
 		return nil
 	}
 	return names, walk(dir)
+}
+
+// liveKubelet is the answer of one process; it does not change while it lives.
+type liveKubelet struct {
+	pid    int
+	start  uint64
+	config KubeletConfig
+	err    error
+	at     time.Time
+}
+
+// runningConfig is [LiveKubeletConfig] for a probe: a kubelet has the
+// configuration it started with until it ends. One that has not answered is asked
+// again after a while.
+func (k Kubelet) runningConfig(ctx context.Context, in Input, again time.Duration) (KubeletConfig, error) {
+	const key = "live"
+	live, ok := Kept[liveKubelet](in.Memory, key)
+	if !ok || live.pid != k.PID || live.start != k.StartTicks || live.err != nil && elapsed(in.Now, live.at, again) {
+		live = liveKubelet{pid: k.PID, start: k.StartTicks, at: in.Now}
+		live.config, live.err = LiveKubeletConfig(ctx, in.Host)
+		in.Memory.Keep(key, live)
+	}
+	return live.config, live.err
 }
 
 // LiveKubeletConfig asks the running kubelet for the configuration it has

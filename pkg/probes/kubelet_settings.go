@@ -304,15 +304,6 @@ func flagWords(data []byte) []string {
 	return words
 }
 
-// liveKubelet is the answer of one process; it does not change while it lives.
-type liveKubelet struct {
-	pid    int
-	start  uint64
-	config KubeletConfig
-	err    error
-	at     time.Time
-}
-
 // askAgain is how long a question that drew an error is not put again, so that
 // what does not answer is not asked every minute.
 const askAgain = 5 * time.Minute
@@ -334,7 +325,7 @@ func (c *kubeletPass) askAgain(k Kubelet) time.Duration {
 // config is what the kubelet would start with now, for that is what an upgrade
 // meets; where its files can not be seen, what the running one has.
 func (c *kubeletPass) config(k Kubelet, runs bool) (KubeletConfig, bool) {
-	config, err := k.ConfigOnRestart(c.ctx, c.Host)
+	config, err := k.configOnRestart(c.ctx, c.Input)
 	if err == nil {
 		return config, true
 	}
@@ -342,18 +333,13 @@ func (c *kubeletPass) config(k Kubelet, runs bool) (KubeletConfig, bool) {
 		c.errs = append(c.errs, err)
 		return KubeletConfig{}, false
 	}
-	live, ok := Kept[liveKubelet](c.Memory, "live")
-	if !ok || live.pid != k.PID || live.start != k.StartTicks || live.err != nil && elapsed(c.Now, live.at, c.again) {
-		live = liveKubelet{pid: k.PID, start: k.StartTicks, at: c.Now}
-		live.config, live.err = LiveKubeletConfig(c.ctx, c.Host)
-		c.Memory.Keep("live", live)
-	}
-	if live.err == nil {
-		return live.config, true
+	live, liveErr := k.runningConfig(c.ctx, c.Input, c.again)
+	if liveErr == nil {
+		return live, true
 	}
 	c.errs = append(c.errs, err)
-	if !errors.Is(live.err, host.ErrNotConfigured) {
-		c.errs = append(c.errs, live.err)
+	if !errors.Is(liveErr, host.ErrNotConfigured) {
+		c.errs = append(c.errs, liveErr)
 	}
 	return KubeletConfig{}, false
 }

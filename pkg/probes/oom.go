@@ -221,10 +221,10 @@ func (c *oomCheck) kubeletConfig(k Kubelet, ok bool) KubeletConfig {
 	if !ok {
 		return config
 	}
-	if read, err := k.ConfigOnRestart(c.ctx, c.in.Host); err == nil {
+	if read, err := k.configOnRestart(c.ctx, c.in); err == nil {
 		return read
 	}
-	if live, err := LiveKubeletConfig(c.ctx, c.in.Host); err == nil {
+	if live, err := k.runningConfig(c.ctx, c.in, 0); err == nil {
 		return live
 	}
 	// That it can not be read is the pids probe's to say.

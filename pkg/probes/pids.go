@@ -405,8 +405,8 @@ func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
 		}
 		return podsPIDs{summary: "no kubelet runs here"}
 	}
-	restart, fileErr := k.ConfigOnRestart(c.ctx, c.in.Host)
-	live, liveErr := LiveKubeletConfig(c.ctx, c.in.Host)
+	restart, fileErr := k.configOnRestart(c.ctx, c.in)
+	live, liveErr := k.runningConfig(c.ctx, c.in, 0)
 	running := live
 	switch {
 	case fileErr != nil && liveErr != nil:
