@@ -176,7 +176,9 @@ func TestFollowedUnitsAreNotAskedAgain(t *testing.T) {
 	asked("still nobody", true, pass(), chrony)
 
 	following, stop := context.WithCancel(ctx)
-	heard := follow(t, func(_ context.Context, l Listener) error { return b.FollowUnits(following, []string{chrony, "ntpd.service"}, l) })
+	heard := follow(t, func(_ context.Context, l Listener) error {
+		return b.FollowUnits(following, []string{chrony, "ntpd.service"}, l)
+	})
 	asked("the first look", true, pass(), chrony)
 	asked("the second", false, pass(), chrony)
 	asked("no pass", true, ctx, chrony)

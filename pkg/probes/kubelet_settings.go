@@ -91,14 +91,14 @@ func (KubeletSettings) Rules() []finding.Rule {
 		HoldClear: kubeletRestart, HoldWhy: restarts,
 	}, {
 		Reason: "NoPIDEviction", Severity: finding.Warning, Also: []finding.Severity{finding.Info},
-		Means:     "No eviction threshold is on pid.available, so that the kubelet does not end the pod that takes all process IDs. Information where pods have a limit of their own or the host a reservation, which hold without.",
-		Do:        "Add pid.available (for example \"5%\") to evictionHard; a list there replaces the defaults, so keep memory.available, nodefs.available, nodefs.inodesFree and imagefs.available.",
-		HoldClear: kubeletRestart, HoldWhy: restarts,
+		Means:      "No eviction threshold is on pid.available, so that the kubelet does not end the pod that takes all process IDs. Information where pods have a limit of their own or the host a reservation, which hold without.",
+		Do:         "Add pid.available (for example \"5%\") to evictionHard; a list there replaces the defaults, so keep memory.available, nodefs.available, nodefs.inodesFree and imagefs.available.",
+		HoldBefore: halfWritten, HoldClear: kubeletRestart, HoldWhy: writtenInPlace + "; " + restarts,
 	}, {
 		Reason: "NoReservations", Severity: finding.Warning,
-		Means:     "Neither systemReserved nor kubeReserved keeps memory from pods: full of pods, the node's daemons and the kubelet compete with them, and the kernel's OOM killer decides.",
-		Do:        "Set systemReserved and kubeReserved with memory (and cpu, ephemeral-storage) in the kubelet's configuration and restart it. For process IDs see NoPIDReservation.",
-		HoldClear: kubeletRestart, HoldWhy: restarts,
+		Means:      "Neither systemReserved nor kubeReserved keeps memory from pods: full of pods, the node's daemons and the kubelet compete with them, and the kernel's OOM killer decides.",
+		Do:         "Set systemReserved and kubeReserved with memory (and cpu, ephemeral-storage) in the kubelet's configuration and restart it. For process IDs see NoPIDReservation.",
+		HoldBefore: halfWritten, HoldClear: kubeletRestart, HoldWhy: writtenInPlace + "; " + restarts,
 	}, {
 		Reason: "CgroupDriverMismatch", Severity: finding.Critical, Also: []finding.Severity{finding.Info},
 		Means:      "The kubelet and the container runtime manage control groups by different drivers: containers run outside the groups of their pods, without the pods' limits. Information where both use cgroupfs on a host whose init is systemd, so that two managers write one tree.",

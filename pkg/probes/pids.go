@@ -70,6 +70,14 @@ func (p PIDs) Validate() error {
 // limits yet, when it restarts: 5 s on the slowest node seen, with room.
 const kubeletRestart = 2 * time.Minute
 
+// halfWritten is how long a setting has to be missing: what writes a file in place
+// empties it first, and the probe is woken by that. Such a moment was told for as
+// long as its recovery is held, two minutes.
+const (
+	halfWritten    = 10 * time.Second
+	writtenInPlace = "a file that is written in place is half there for a moment"
+)
+
 // Rules implements [Probe].
 func (PIDs) Rules() []finding.Rule {
 	return []finding.Rule{
@@ -84,7 +92,7 @@ func (PIDs) Rules() []finding.Rule {
 			Means: "Pods may take every process ID of the node: the kubelet reserves none for the host, or does not enforce it. One pod that forks without end stops sshd, the kubelet and the container runtime from working.",
 			Do:    "Set systemReserved and kubeReserved with a pid entry in the kubelet's configuration, leave \"pods\" in enforceNodeAllocatable, and restart the kubelet. The evidence has a number.",
 			// A restarting kubelet is out of sight for some seconds.
-			HoldClear: kubeletRestart, HoldWhy: "while the kubelet restarts its configuration can not be judged",
+			HoldBefore: halfWritten, HoldClear: kubeletRestart, HoldWhy: writtenInPlace + "; while the kubelet restarts its configuration can not be judged",
 		},
 		{
 			Reason: "PIDReservationTooSmall", Severity: finding.Warning,
