@@ -152,11 +152,22 @@ func (d *daemon) run(ctx context.Context) error {
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup
-	failed := make(chan error, 4)
+	asked := ctx
+	// The first that fails ends all the others; nobody who fails after it waits.
+	ctx, fail := context.WithCancelCause(ctx)
+	defer running.Wait()
+	defer fail(nil)
+	ended := func() error {
+		if asked.Err() == nil {
+			return exitError{exitFinding, context.Cause(ctx)}
+		}
+		log.Info("stopping")
+		return nil
+	}
 	serve := func(l net.Listener, server *http.Server) {
 		running.Go(func() {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				failed <- err
+				fail(err)
 			}
 		})
 		running.Go(func() { <-ctx.Done(); server.Close() })
@@ -172,9 +183,6 @@ func (d *daemon) run(ctx context.Context) error {
 		serve(l, newServer(h, log))
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer running.Wait()
-	defer cancel()
 	var yielded yielded
 	serveHealth := func() error { return listen(d.healthAddr, d.health(eng, publisher, &yielded)) }
 	healthy := false
@@ -186,15 +194,14 @@ func (d *daemon) run(ctx context.Context) error {
 	})
 	switch {
 	case ctx.Err() != nil:
-		log.Info("stopping")
-		return nil
+		return ended()
 	case err != nil:
 		log.Warn("whether another agent runs on this node can not be told", "error", err)
 	case claim.Despite != "":
 		claim.Close()
 		running.Go(func() {
 			if err := inherit(ctx, view); err != nil {
-				failed <- err
+				fail(err)
 			}
 		})
 	default:
@@ -217,7 +224,7 @@ func (d *daemon) run(ctx context.Context) error {
 			handler: metricsHandler(metrics), log: log, tell: publisher.Tell}
 		running.Go(func() {
 			if err := protected.run(ctx); err != nil {
-				failed <- err
+				fail(err)
 			}
 		})
 	}
@@ -257,13 +264,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if remedies != nil {
 		running.Go(func() { remedies.Run(ctx) })
 	}
-	select {
-	case <-ctx.Done():
-		log.Info("stopping")
-		return nil
-	case err := <-failed:
-		return exitError{exitFinding, err}
-	}
+	<-ctx.Done()
+	return ended()
 }
 
 // claims is what gives a process its claim on the host.

@@ -181,10 +181,9 @@ func listeningSockets(t *testing.T, pid int) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// startDaemon runs "agent run", without an API server, in a network and a mount
-// namespace of its own, in which /var/lib is empty. said is what it logs, to the
-// end of the test.
-func startDaemon(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, said *lines) {
+// daemonCommand is "agent run", without an API server, in a network and a mount
+// namespace of its own, in which /var/lib is empty.
+func daemonCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for namespaces and for /proc/1")
@@ -198,10 +197,17 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd = exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
+	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
 		`ip link set lo up; mount -t tmpfs none /var/lib; exec "$@"`, "sh",
 		self, "run", "--kubeconfig", kubeconfig, "--node-name", "n1"}, args...)...)
 	cmd.Env = append(append(os.Environ(), "TEST_AS_AGENT=run"), env...)
+	return cmd
+}
+
+// startDaemon runs a daemonCommand until the test ends. said is what it logs.
+func startDaemon(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, said *lines) {
+	t.Helper()
+	cmd = daemonCommand(t, env, args...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -316,6 +322,20 @@ func TestDefaultListeners(t *testing.T) {
 				t.Errorf("node-feature-discovery is told %q, %v", data, err)
 			}
 		})
+	}
+}
+
+// What fails while the agent is at work ends all of it, with the reason.
+func TestAFailureEndsTheAgent(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "web.yml")
+	if err := os.WriteFile(config, []byte("basic_auth_users: {prometheus: "+hashOfRight+"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Health is there first.
+	out, err := daemonCommand(t, nil, "--web.config.file="+config, "--metrics-address=127.0.0.1:20267").CombinedOutput()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != exitFinding || !strings.Contains(string(out), "agent: listening on 127.0.0.1:20267") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
