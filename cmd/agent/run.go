@@ -276,6 +276,10 @@ type claims interface {
 const (
 	// claimEvery is how often an agent that waits for another one's end looks.
 	claimEvery = time.Second
+	// strangerEvery is how often one at work looks whether the stranger that holds
+	// the claim has let go. At first it is claimEvery: one that was killed lets go
+	// in seconds, and another agent may start in its place.
+	strangerEvery = 10 * time.Second
 	// orphanAfter is for how long a process that has ended must hold the claim to
 	// be taken for one that hangs: each that is killed is a zombie for a moment
 	// before it lets go, which is seconds where the processor is busy.
@@ -330,6 +334,7 @@ func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to er
 // holds it until ctx ends. Until then any agent that starts may get it as well:
 // that another one has is the error.
 func inherit(ctx context.Context, h claims) error {
+	began := time.Now()
 	for {
 		c, err := h.Claim(ctx, remedy.StateDir)
 		var held *host.ClaimedError
@@ -342,10 +347,14 @@ func inherit(ctx context.Context, h claims) error {
 		case errors.As(err, &held):
 			return fmt.Errorf("another agent has taken this node over: %w", err)
 		}
+		every := claimEvery
+		if time.Since(began) >= orphanAfter {
+			every = strangerEvery
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(claimEvery):
+		case <-time.After(every):
 		}
 	}
 }
