@@ -471,19 +471,30 @@ func (d *daemon) health(eng *engine.Engine, p *report.Publisher, y *yielded) htt
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /readyz", ready(p.Reported(), y))
+	return mux
+}
+
+// readyPatience is how long an answer about readiness waits for the first pass:
+// the kubelet asks when the agent has started, and then half a minute later. It
+// waits 10 s for an answer.
+const readyPatience = 5 * time.Second
+
+func ready(reported <-chan struct{}, y *yielded) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		if to := y.to.Load(); to != nil {
 			http.Error(w, fmt.Sprintf("another agent runs on this node: %v", *to), http.StatusServiceUnavailable)
 			return
 		}
+		patience, giveUp := context.WithTimeout(r.Context(), readyPatience)
+		defer giveUp()
 		select {
-		case <-p.Reported():
+		case <-reported:
 			fmt.Fprintln(w, "ok")
-		default:
+		case <-patience.Done():
 			http.Error(w, "the first pass has not been reported yet", http.StatusServiceUnavailable)
 		}
-	})
-	return mux
+	}
 }
 
 // listenSocket listens on a unix socket that only the user of this process may

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -323,6 +324,27 @@ func TestDefaultListeners(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The kubelet asks once when the agent has started and not soon again: the answer
+// waits for the first pass, but not for an API server that is away.
+func TestReadyWaitsForTheFirstPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reported := make(chan struct{})
+		ask := ready(reported, new(yielded))
+		check := func(code int, took time.Duration) {
+			t.Helper()
+			began, w := time.Now(), httptest.NewRecorder()
+			ask(w, httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", nil))
+			if w.Code != code || time.Since(began) != took {
+				t.Errorf("%d after %s, want %d after %s", w.Code, time.Since(began), code, took)
+			}
+		}
+		check(http.StatusServiceUnavailable, readyPatience)
+		time.AfterFunc(2*time.Second, func() { close(reported) })
+		check(http.StatusOK, 2*time.Second)
+		check(http.StatusOK, 0)
+	})
 }
 
 // What fails while the agent is at work ends all of it, with the reason.
