@@ -52,7 +52,7 @@ cluster-tests: setup ## a real API server, a real node, every scenario
 e2e: setup ## only the scenarios on the real node
 	go test -tags cluster -count=1 -timeout 40m -v ./test/e2e
 
-nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
+nightly: setup ## what takes longer: outages, reboots, repairs, the tutorial, longer fuzzing; not chaos and soak
 	FUZZTIME=30s hack/fuzz.sh
 	go test -count=1 -timeout 2h -v ./test/fuzzproof -run 'TestFuzzersFindBugs' -prove
 	HYGIENE_NIGHTLY=1 go test -count=1 ./pkg/probes -run TestHostileFiles
@@ -61,7 +61,7 @@ nightly: setup ## what takes longer: outages, reboots, soaks, longer fuzzing
 # SEED=4711 repeats a run's random moments; KILLS=20 takes less time.
 SEED ?= 0
 KILLS ?= 100
-chaos: setup ## what may go wrong around the agent, half an hour, into docs/reliability.md
+chaos: setup ## what may go wrong around the agent, some forty minutes, into docs/reliability.md
 	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED) -kills=$(KILLS)
 
 # FOR=5m is a short one, SEED=4711 makes the same faults again. BROKEN=pids

@@ -319,10 +319,25 @@ func TestDaemonSet(t *testing.T) {
 	if d := cmp.Diff([]string{"/var/lib/host-hygiene"}, paths); d != "" {
 		t.Errorf("host paths: %s", d)
 	}
-	for name, p := range map[string]*corev1.Probe{"/healthz": c.LivenessProbe, "/readyz": c.ReadinessProbe} {
-		if g := p.HTTPGet; g.Host != "127.0.0.1" || g.Port.IntValue() != 20267 || g.Path != name {
-			t.Errorf("probe %s asks %+v", name, g)
+}
+
+// What the kubelet asks is a wake-up of an idle agent each time. Only /healthz may
+// end it: /readyz says no for as long as the API server is away.
+func TestProbes(t *testing.T) {
+	c := loadRendered(t).daemonSet.Spec.Template.Spec.Containers[0]
+	for name, want := range map[string]struct {
+		probe *corev1.Probe
+		path  string
+	}{"startup": {c.StartupProbe, "/healthz"}, "liveness": {c.LivenessProbe, "/healthz"}, "readiness": {c.ReadinessProbe, "/readyz"}} {
+		if g := want.probe.HTTPGet; g.Host != "127.0.0.1" || g.Port.IntValue() != 20267 || g.Path != want.path {
+			t.Errorf("the %s probe asks %+v", name, g)
 		}
+	}
+	if n := 60/float64(c.LivenessProbe.PeriodSeconds) + 60/float64(c.ReadinessProbe.PeriodSeconds); n > 3 {
+		t.Errorf("%.1f questions a minute, want at most 3", n)
+	}
+	if s := c.StartupProbe; s.PeriodSeconds*s.FailureThreshold < 60 || s.PeriodSeconds > 2 {
+		t.Errorf("%+v: want a minute for a busy node, and an answer seen at once", s)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,7 @@ import (
 // claimed answers one claim after the other; the last answer stays.
 type claimed struct {
 	answers []error
-	asked   int
+	asked   atomic.Int64
 }
 
 // errOrphaned is the answer that the holder has ended and not let go.
@@ -30,8 +31,7 @@ func (c *claimed) Claim(_ context.Context, dir string) (*host.Claim, error) {
 	if dir != "/var/lib/host-hygiene" {
 		return nil, errors.New("another folder: " + dir)
 	}
-	err := c.answers[min(c.asked, len(c.answers)-1)]
-	c.asked++
+	err := c.answers[min(int(c.asked.Add(1)), len(c.answers))-1]
 	switch err {
 	case nil:
 		return noClaim(0), nil
@@ -56,8 +56,8 @@ func TestAKilledAgentIsNoOrphan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &claimed{answers: []error{errOrphaned, errOrphaned, nil}}
 		claim, err := claimHost(t.Context(), c, slog.New(slog.DiscardHandler), func(error) {})
-		if err != nil || claim.Orphaned != 0 || c.asked != 3 {
-			t.Errorf("%+v, %v, asked %d times", claim, err, c.asked)
+		if err != nil || claim.Orphaned != 0 || c.asked.Load() != 3 {
+			t.Errorf("%+v, %v, asked %d times", claim, err, c.asked.Load())
 		}
 		began := time.Now()
 		c = &claimed{answers: []error{errOrphaned}}
@@ -78,10 +78,39 @@ func TestInherit(t *testing.T) {
 		c := &claimed{answers: []error{errOrphaned, errors.New("of the moment"), nil}}
 		done := make(chan error, 1)
 		go func() { done <- inherit(ctx, c) }()
-		time.Sleep(time.Minute)
+		time.Sleep(2*claimEvery + claimEvery/2)
 		synctest.Wait()
-		if c.asked != 3 {
-			t.Errorf("asked %d times", c.asked)
+		if c.asked.Load() != 3 {
+			t.Errorf("asked %d times", c.asked.Load())
+		}
+		time.Sleep(time.Hour)
+		if c.asked.Load() != 3 {
+			t.Errorf("asked %d times, of which the third got it", c.asked.Load())
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A stranger may hold the claim for as long as it likes, and is not looked at each
+// second for that.
+func TestInheritFromAStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &claimed{answers: []error{errOrphaned}}
+		done := make(chan error, 1)
+		ctx, stop := context.WithCancel(t.Context())
+		go func() { done <- inherit(ctx, c) }()
+		time.Sleep(orphanAfter + claimEvery/2)
+		synctest.Wait()
+		if c.asked.Load() != 16 {
+			t.Errorf("asked %d times in the first 15 s", c.asked.Load())
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if c.asked.Load() != 16+60 {
+			t.Errorf("asked %d times in the ten minutes after", c.asked.Load()-16)
 		}
 		stop()
 		if err := <-done; err != nil {

@@ -152,11 +152,22 @@ func (d *daemon) run(ctx context.Context) error {
 	settings.configure = func(cfg *config.Sections, err error) { eng.Configure(ctx, cfg, err) }
 
 	var running sync.WaitGroup
-	failed := make(chan error, 4)
+	asked := ctx
+	// The first that fails ends all the others; nobody who fails after it waits.
+	ctx, fail := context.WithCancelCause(ctx)
+	defer running.Wait()
+	defer fail(nil)
+	ended := func() error {
+		if asked.Err() == nil {
+			return exitError{exitFinding, context.Cause(ctx)}
+		}
+		log.Info("stopping")
+		return nil
+	}
 	serve := func(l net.Listener, server *http.Server) {
 		running.Go(func() {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				failed <- err
+				fail(err)
 			}
 		})
 		running.Go(func() { <-ctx.Done(); server.Close() })
@@ -172,9 +183,6 @@ func (d *daemon) run(ctx context.Context) error {
 		serve(l, newServer(h, log))
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer running.Wait()
-	defer cancel()
 	var yielded yielded
 	serveHealth := func() error { return listen(d.healthAddr, d.health(eng, publisher, &yielded)) }
 	healthy := false
@@ -186,15 +194,14 @@ func (d *daemon) run(ctx context.Context) error {
 	})
 	switch {
 	case ctx.Err() != nil:
-		log.Info("stopping")
-		return nil
+		return ended()
 	case err != nil:
 		log.Warn("whether another agent runs on this node can not be told", "error", err)
 	case claim.Despite != "":
 		claim.Close()
 		running.Go(func() {
 			if err := inherit(ctx, view); err != nil {
-				failed <- err
+				fail(err)
 			}
 		})
 	default:
@@ -217,7 +224,7 @@ func (d *daemon) run(ctx context.Context) error {
 			handler: metricsHandler(metrics), log: log, tell: publisher.Tell}
 		running.Go(func() {
 			if err := protected.run(ctx); err != nil {
-				failed <- err
+				fail(err)
 			}
 		})
 	}
@@ -257,13 +264,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if remedies != nil {
 		running.Go(func() { remedies.Run(ctx) })
 	}
-	select {
-	case <-ctx.Done():
-		log.Info("stopping")
-		return nil
-	case err := <-failed:
-		return exitError{exitFinding, err}
-	}
+	<-ctx.Done()
+	return ended()
 }
 
 // claims is what gives a process its claim on the host.
@@ -274,6 +276,10 @@ type claims interface {
 const (
 	// claimEvery is how often an agent that waits for another one's end looks.
 	claimEvery = time.Second
+	// strangerEvery is how often one at work looks whether the stranger that holds
+	// the claim has let go. At first it is claimEvery: one that was killed lets go
+	// in seconds, and another agent may start in its place.
+	strangerEvery = 10 * time.Second
 	// orphanAfter is for how long a process that has ended must hold the claim to
 	// be taken for one that hangs: each that is killed is a zombie for a moment
 	// before it lets go, which is seconds where the processor is busy.
@@ -328,6 +334,7 @@ func claimHost(ctx context.Context, h claims, log *slog.Logger, yield func(to er
 // holds it until ctx ends. Until then any agent that starts may get it as well:
 // that another one has is the error.
 func inherit(ctx context.Context, h claims) error {
+	began := time.Now()
 	for {
 		c, err := h.Claim(ctx, remedy.StateDir)
 		var held *host.ClaimedError
@@ -340,10 +347,14 @@ func inherit(ctx context.Context, h claims) error {
 		case errors.As(err, &held):
 			return fmt.Errorf("another agent has taken this node over: %w", err)
 		}
+		every := claimEvery
+		if time.Since(began) >= orphanAfter {
+			every = strangerEvery
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(claimEvery):
+		case <-time.After(every):
 		}
 	}
 }
@@ -460,19 +471,30 @@ func (d *daemon) health(eng *engine.Engine, p *report.Publisher, y *yielded) htt
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /readyz", ready(p.Reported(), y))
+	return mux
+}
+
+// readyPatience is how long an answer about readiness waits for the first pass:
+// the kubelet asks when the agent has started, and then half a minute later. It
+// waits 10 s for an answer.
+const readyPatience = 5 * time.Second
+
+func ready(reported <-chan struct{}, y *yielded) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		if to := y.to.Load(); to != nil {
 			http.Error(w, fmt.Sprintf("another agent runs on this node: %v", *to), http.StatusServiceUnavailable)
 			return
 		}
+		patience, giveUp := context.WithTimeout(r.Context(), readyPatience)
+		defer giveUp()
 		select {
-		case <-p.Reported():
+		case <-reported:
 			fmt.Fprintln(w, "ok")
-		default:
+		case <-patience.Done():
 			http.Error(w, "the first pass has not been reported yet", http.StatusServiceUnavailable)
 		}
-	})
-	return mux
+	}
 }
 
 // listenSocket listens on a unix socket that only the user of this process may

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -181,10 +182,9 @@ func listeningSockets(t *testing.T, pid int) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// startDaemon runs "agent run", without an API server, in a network and a mount
-// namespace of its own, in which /var/lib is empty. said is what it logs, to the
-// end of the test.
-func startDaemon(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, said *lines) {
+// daemonCommand is "agent run", without an API server, in a network and a mount
+// namespace of its own, in which /var/lib is empty.
+func daemonCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for namespaces and for /proc/1")
@@ -198,10 +198,17 @@ contexts: [{name: none, context: {cluster: none, user: none}}], users: [{name: n
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd = exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
+	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "sh", "-ec",
 		`ip link set lo up; mount -t tmpfs none /var/lib; exec "$@"`, "sh",
 		self, "run", "--kubeconfig", kubeconfig, "--node-name", "n1"}, args...)...)
 	cmd.Env = append(append(os.Environ(), "TEST_AS_AGENT=run"), env...)
+	return cmd
+}
+
+// startDaemon runs a daemonCommand until the test ends. said is what it logs.
+func startDaemon(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, said *lines) {
+	t.Helper()
+	cmd = daemonCommand(t, env, args...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -316,6 +323,41 @@ func TestDefaultListeners(t *testing.T) {
 				t.Errorf("node-feature-discovery is told %q, %v", data, err)
 			}
 		})
+	}
+}
+
+// The kubelet asks once when the agent has started and not soon again: the answer
+// waits for the first pass, but not for an API server that is away.
+func TestReadyWaitsForTheFirstPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reported := make(chan struct{})
+		ask := ready(reported, new(yielded))
+		check := func(code int, took time.Duration) {
+			t.Helper()
+			began, w := time.Now(), httptest.NewRecorder()
+			ask(w, httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", nil))
+			if w.Code != code || time.Since(began) != took {
+				t.Errorf("%d after %s, want %d after %s", w.Code, time.Since(began), code, took)
+			}
+		}
+		check(http.StatusServiceUnavailable, readyPatience)
+		time.AfterFunc(2*time.Second, func() { close(reported) })
+		check(http.StatusOK, 2*time.Second)
+		check(http.StatusOK, 0)
+	})
+}
+
+// What fails while the agent is at work ends all of it, with the reason.
+func TestAFailureEndsTheAgent(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "web.yml")
+	if err := os.WriteFile(config, []byte("basic_auth_users: {prometheus: "+hashOfRight+"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Health is there first.
+	out, err := daemonCommand(t, nil, "--web.config.file="+config, "--metrics-address=127.0.0.1:20267").CombinedOutput()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != exitFinding || !strings.Contains(string(out), "agent: listening on 127.0.0.1:20267") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

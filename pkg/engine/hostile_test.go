@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -16,99 +15,9 @@ import (
 
 	"github.com/hosthygiene/agent/pkg/finding"
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/pkg/host/hosttest"
 	"github.com/hosthygiene/agent/pkg/probes"
 )
-
-// reading is the large host as one probe sees it, and what it reads there.
-type reading struct {
-	*largeHost
-	mu    sync.Mutex
-	files map[string]bool
-	dirs  map[string]bool // of these the entries
-}
-
-func (r *reading) note(names ...string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, n := range names {
-		r.files[path.Clean(n)] = true
-	}
-}
-
-func (r *reading) ReadFile(ctx context.Context, name string) ([]byte, error) {
-	r.note(name)
-	return r.largeHost.ReadFile(ctx, name)
-}
-
-func (r *reading) ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error) {
-	r.note(name)
-	return r.largeHost.ReadFileMax(ctx, name, limit)
-}
-
-func (r *reading) ReadThrough(ctx context.Context, name string, limit int64, each func([]byte)) error {
-	r.note(name)
-	return r.largeHost.ReadThrough(ctx, name, limit, each)
-}
-
-func (r *reading) Certificates(ctx context.Context, name string) ([][]byte, error) {
-	r.note(name)
-	return r.largeHost.Certificates(ctx, name)
-}
-
-func (r *reading) ReadAttributes(ctx context.Context, dir string, names ...string) []host.Attribute {
-	for _, n := range names {
-		r.note(dir + "/" + n)
-	}
-	return r.largeHost.ReadAttributes(ctx, dir, names...)
-}
-
-func (r *reading) ReadDir(ctx context.Context, name string) ([]string, error) {
-	r.note(name)
-	r.mu.Lock()
-	r.dirs[path.Clean(name)] = true
-	r.mu.Unlock()
-	return r.largeHost.ReadDir(ctx, name)
-}
-
-func (r *reading) ReadLink(ctx context.Context, name string) (string, error) {
-	r.note(name)
-	return r.largeHost.ReadLink(ctx, name)
-}
-
-func (r *reading) ReadLinks(ctx context.Context, dir string, names []string) []host.Link {
-	for _, n := range names {
-		r.note(dir + "/" + n)
-	}
-	return r.largeHost.ReadLinks(ctx, dir, names)
-}
-
-func (r *reading) Stat(ctx context.Context, name string) (host.FileInfo, error) {
-	r.note(name)
-	return r.largeHost.Stat(ctx, name)
-}
-
-func (r *reading) Lstat(ctx context.Context, name string) (host.FileInfo, error) {
-	r.note(name)
-	return r.largeHost.Lstat(ctx, name)
-}
-
-func (r *reading) RealPath(ctx context.Context, name string) (string, error) {
-	r.note(name)
-	return r.largeHost.RealPath(ctx, name)
-}
-
-// depends reports whether what stands at name may change what was read.
-func (r *reading) depends(name string) bool {
-	if r.dirs[path.Dir(name)] {
-		return true
-	}
-	for n := range r.files {
-		if n == name || strings.HasPrefix(n, name+"/") {
-			return true
-		}
-	}
-	return false
-}
 
 // shared is what package host reads by itself, for any probe.
 func shared(name string) bool {
@@ -172,14 +81,16 @@ func TestOneHostileFile(t *testing.T) {
 		wg.Wait()
 		return out
 	}
-	readers := make([]*reading, len(list))
+	readers := make([]*hosttest.Noting, len(list))
 	for i := range list {
-		readers[i] = &reading{largeHost: h, files: map[string]bool{}, dirs: map[string]bool{}}
+		readers[i] = hosttest.Note(h)
 	}
 	well := pass(func(i int) host.View { return readers[i] })
 	names := map[string]bool{}
 	for _, r := range readers {
-		maps.Copy(names, r.files)
+		for _, name := range r.Names() {
+			names[name] = true
+		}
 	}
 	everything := os.Getenv("HYGIENE_NIGHTLY") != ""
 	passes, troubled := 0, map[string]bool{}
@@ -206,7 +117,7 @@ func TestOneHostileFile(t *testing.T) {
 			out := pass(func(int) host.View { return h })
 			for i, p := range list {
 				got, want := out[i].words(), well[i].words()
-				if readers[i].depends(name) || readers[i].depends(real) {
+				if readers[i].Depends(name) || readers[i].Depends(real) {
 					troubled[p.Name()] = troubled[p.Name()] || got != want
 				} else if got != want {
 					t.Errorf("%s in place of %s changes the answer of %s, which does not read it:\n%s\nwithout:\n%s", s.name, name, p.Name(), got, want)

@@ -6,15 +6,16 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/tools/txtar"
 	"sigs.k8s.io/yaml"
@@ -68,76 +69,6 @@ func probeByName(t *testing.T, name string, h *hosttest.Host) Probe {
 type lenient struct{ testing.TB }
 
 func (lenient) Errorf(string, ...any) {}
-
-// recorder notes what a probe reads.
-type recorder struct {
-	*hosttest.Host
-	mu    sync.Mutex
-	names map[string]bool
-}
-
-func (r *recorder) note(names ...string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, n := range names {
-		r.names[filepath.Clean(n)] = true
-	}
-}
-
-func (r *recorder) ReadFile(ctx context.Context, name string) ([]byte, error) {
-	r.note(name)
-	return r.Host.ReadFile(ctx, name)
-}
-
-func (r *recorder) ReadFileMax(ctx context.Context, name string, limit int64) ([]byte, error) {
-	r.note(name)
-	return r.Host.ReadFileMax(ctx, name, limit)
-}
-
-func (r *recorder) ReadThrough(ctx context.Context, name string, limit int64, each func([]byte)) error {
-	r.note(name)
-	return r.Host.ReadThrough(ctx, name, limit, each)
-}
-
-func (r *recorder) ReadAttributes(ctx context.Context, dir string, names ...string) []host.Attribute {
-	r.note(dir)
-	for _, n := range names {
-		r.note(dir + "/" + n)
-	}
-	return r.Host.ReadAttributes(ctx, dir, names...)
-}
-
-func (r *recorder) ReadDir(ctx context.Context, name string) ([]string, error) {
-	r.note(name)
-	return r.Host.ReadDir(ctx, name)
-}
-
-func (r *recorder) ReadLink(ctx context.Context, name string) (string, error) {
-	r.note(name)
-	return r.Host.ReadLink(ctx, name)
-}
-
-func (r *recorder) ReadLinks(ctx context.Context, dir string, names []string) []host.Link {
-	for _, n := range names {
-		r.note(dir + "/" + n)
-	}
-	return r.Host.ReadLinks(ctx, dir, names)
-}
-
-func (r *recorder) Stat(ctx context.Context, name string) (host.FileInfo, error) {
-	r.note(name)
-	return r.Host.Stat(ctx, name)
-}
-
-func (r *recorder) Lstat(ctx context.Context, name string) (host.FileInfo, error) {
-	r.note(name)
-	return r.Host.Lstat(ctx, name)
-}
-
-func (r *recorder) RealPath(ctx context.Context, name string) (string, error) {
-	r.note(name)
-	return r.Host.RealPath(ctx, name)
-}
 
 // canary is a file outside of every tree that nobody must open, in every form a
 // probe might take for its own.
@@ -252,27 +183,24 @@ func TestHostileFiles(t *testing.T) {
 			}
 			h := hosttest.New(lenient{t}, ar)
 			p, require := probeByName(t, probe, h), hostileRequire(t, h)
-			r := &recorder{Host: h, names: map[string]bool{}}
-			check(t, p, r, require)
+			r := hosttest.Note(h)
+			check(t, p, r, require, h.Times()[0])
+			names := map[string]bool{}
+			for _, n := range r.Names() {
+				names[n] = true
+			}
 			// What the host package reads by itself, and what the case has besides.
 			err = filepath.WalkDir(h.Path("/"), func(at string, e fs.DirEntry, err error) error {
 				if err == nil && !e.IsDir() {
-					r.note(strings.TrimPrefix(at, strings.TrimSuffix(h.Path("/"), "/")))
+					names[filepath.Clean(strings.TrimPrefix(at, strings.TrimSuffix(h.Path("/"), "/")))] = true
 				}
 				return err
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			delete(r.names, "/")
-			paths := slices.Sorted(func(yield func(string) bool) {
-				for n := range r.names {
-					if !yield(n) {
-						return
-					}
-				}
-			})
-			for _, at := range paths {
+			delete(names, "/")
+			for _, at := range slices.Sorted(maps.Keys(names)) {
 				for i, s := range substitutes(t, canary) {
 					hash := fnv.New32()
 					fmt.Fprint(hash, name, at, s.name)
@@ -290,7 +218,7 @@ func TestHostileFiles(t *testing.T) {
 					}
 					var before, after runtime.MemStats
 					runtime.ReadMemStats(&before)
-					out := check(t, p, reopened(t, h), require)
+					out := check(t, p, reopened(t, h), require, h.Times()[0])
 					runtime.ReadMemStats(&after)
 					took := after.TotalAlloc - before.TotalAlloc
 					most = max(most, took)
@@ -336,18 +264,14 @@ func hostileRequire(t *testing.T, h *hosttest.Host) (r Require) {
 }
 
 // check makes one pass and returns what came out.
-func check(t *testing.T, p Probe, v host.View, require Require) (out string) {
+func check(t *testing.T, p Probe, v host.View, require Require, now time.Time) (out string) {
 	t.Helper()
 	defer func() {
 		if e := recover(); e != nil {
 			out = fmt.Sprintf("panic: %v\n%s", e, debug.Stack())
 		}
 	}()
-	h, ok := v.(*hosttest.Host)
-	if !ok {
-		h = v.(*recorder).Host
-	}
-	in := Input{Host: v, Memory: NewMemory(), Require: require, Now: h.Times()[0]}
+	in := Input{Host: v, Memory: NewMemory(), Require: require, Now: now}
 	in.Memory.Begin()
 	result, err := p.Check(context.Background(), in)
 	checkHostileRules(t, p, result)

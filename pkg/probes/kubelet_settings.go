@@ -732,23 +732,22 @@ func (c *kubeletPass) judgeCertificate(what, file string, cert keptCertificate) 
 	c.r.Add(f)
 }
 
-// serverVersion is the API server's version as it was last told.
+// serverVersion is the API server's version as it was last told, and whether the
+// last question drew an error.
 type serverVersion struct {
 	version string
 	err     error
-	at      time.Time
+	at      time.Time // of the error
 }
-
-// askVersionAfter is how old the API server's version may be: it changes with an
-// upgrade, and each node of a fleet asks.
-const askVersionAfter = time.Hour
 
 func (c *kubeletPass) checkSkew() {
 	if c.minor == 0 {
 		return
 	}
-	kept, ok := Kept[serverVersion](c.Memory, "server")
-	if !ok || elapsed(c.Now, kept.at, askVersionAfter) || kept.err != nil && elapsed(c.Now, kept.at, askAgain) {
+	// An answer is not kept for another pass: the cluster knows what may have
+	// changed it.
+	kept, _ := Kept[serverVersion](c.Memory, "server")
+	if kept.err == nil || elapsed(c.Now, kept.at, askAgain) {
 		version, err := c.Cluster.Version(c.ctx)
 		if err == nil && minorVersion(version) == 0 {
 			err = fmt.Errorf("%.60q is no version of kubernetes", version)

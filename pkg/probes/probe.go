@@ -55,7 +55,8 @@ type Input struct {
 type Cluster interface {
 	// Node is this node as it was last seen; ok is false when it never was.
 	Node() (node Node, ok bool)
-	// Version asks an API server for its version, "v1.36.3".
+	// Version is that of the API server, "v1.36.3". It may be asked for in every
+	// pass: the answer is kept for as long as it holds.
 	Version(ctx context.Context) (string, error)
 	// Attachment asks for a VolumeAttachment by its name; ok is false where there
 	// is none.

@@ -37,7 +37,7 @@ type API struct {
 	// wrote counts requests by resource and outcome, for the metric.
 	wrote map[[2]string]int
 	// lists counts how often the Node was listed, which is after each break of
-	// the watch.
+	// the watch, when a server answers again.
 	lists   int
 	version knownVersion
 }
@@ -391,9 +391,6 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 		Metadata metav1.ListMeta `json:"metadata"`
 		Items    []Node          `json:"items"`
 	}
-	a.mu.Lock()
-	a.lists++
-	a.mu.Unlock()
 	err = a.do(ctx, requestTimeout, func(ctx context.Context, c *rest.RESTClient) error {
 		raw, err := answer(ctx, c.Get().Resource("nodes").Param("fieldSelector", "metadata.name="+a.node))
 		if err != nil {
@@ -404,6 +401,9 @@ func (a *API) list(ctx context.Context, seen func(*Node)) (version string, err e
 	if err != nil {
 		return "", err
 	}
+	a.mu.Lock()
+	a.lists++
+	a.mu.Unlock()
 	if len(list.Items) == 0 {
 		seen(nil)
 	} else {

@@ -287,10 +287,11 @@ func TestRetryAfterIsSpread(t *testing.T) {
 }
 
 // A server that is upgraded ends the watch, and is asked for its version after
-// that; while it goes on nobody asks.
+// that, when it answers again; while it goes on nobody asks.
 func TestVersionIsAskedAfterABreak(t *testing.T) {
 	var mu sync.Mutex
 	version, asked, cut := "v1.36.3", 0, make(chan struct{})
+	down, refused := false, make(chan struct{}, 100)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		mu.Lock()
@@ -299,6 +300,9 @@ func TestVersionIsAskedAfterABreak(t *testing.T) {
 		case r.URL.Path == "/version":
 			asked++
 			fmt.Fprintf(w, `{"gitVersion": %q}`, version)
+		case down:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			refused <- struct{}{}
 		case r.URL.Query().Get("watch") == "":
 			fmt.Fprint(w, `{"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": []}`)
 		default:
@@ -343,8 +347,14 @@ func TestVersionIsAskedAfterABreak(t *testing.T) {
 	mu.Unlock()
 	check("v1.36.3", 1)
 	mu.Lock()
+	down = true
 	close(cut)
 	cut = make(chan struct{})
+	mu.Unlock()
+	<-refused
+	check("v1.36.3", 1) // nobody answers
+	mu.Lock()
+	down = false
 	mu.Unlock()
 	<-seen
 	check("v1.37.0", 2)

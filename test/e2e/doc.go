@@ -25,7 +25,7 @@
 // "make soak" makes faults of all kinds at random for half an hour, several at a
 // time, and judges by the log of them alone what was told; then it takes from the
 // node what the agent itself needs. docs/reliability.md has what came of it. Every
-// run soaks the node for 40 seconds.
+// run soaks the node for 20 seconds.
 //
 // Single scenarios are selected as Go tests are:
 //

@@ -170,7 +170,7 @@ func (w *world) capabilities(t *testing.T) {
 			pod.APIVersion, pod.Kind, pod.Name, pod.Namespace = "v1", "Pod", "e2e-"+v.name, rigtest.Namespace
 			pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 			c := &pod.Spec.Containers[0]
-			c.Args, c.Ports, c.LivenessProbe, c.ReadinessProbe = []string{"check", "--watch", "--every=24h"}, nil, nil, nil
+			c.Args, c.Ports, c.StartupProbe, c.LivenessProbe, c.ReadinessProbe = []string{"check", "--watch", "--every=24h"}, nil, nil, nil, nil
 			v.change(c.SecurityContext)
 			// Its token is the kubelet's to give.
 			pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Projected != nil })
