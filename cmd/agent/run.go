@@ -252,6 +252,7 @@ func (d *daemon) run(ctx context.Context) error {
 			// The first pass reads what later ones remember, the package
 			// database above all; what it took is not needed again.
 			debug.FreeOSMemory()
+			settle()
 		case <-ctx.Done():
 		}
 	})

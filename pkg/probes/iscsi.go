@@ -156,7 +156,7 @@ func (p ISCSI) Check(ctx context.Context, in Input) (finding.Result, error) {
 		in.Require.HasUnit("iscsid.service") || in.Require.HasUnit("iscsid.socket")
 	_, err = in.Host.Stat(ctx, "/sys/module/"+iscsiModule)
 	loaded := err == nil
-	daemon, daemonErr := iscsidState(ctx, in.Host, len(sessions), required, len(sessions) > 0 || required || loaded)
+	daemon, daemonErr := iscsidState(ctx, in, len(sessions), required, len(sessions) > 0 || required || loaded)
 	errs = append(errs, daemonErr)
 	for _, proc := range daemon.procs {
 		first := in.Memory.Since(fmt.Sprintf("iscsid %d %d", proc.PID, proc.StartTicks), in.Now)
@@ -417,13 +417,14 @@ func (d iscsidView) String() string {
 
 // iscsidState looks for the daemon. It is needed where there are sessions, and
 // where iSCSI is required and no socket would start it.
-func iscsidState(ctx context.Context, v host.View, sessions int, required, matters bool) (iscsidView, error) {
+func iscsidState(ctx context.Context, in Input, sessions int, required, matters bool) (iscsidView, error) {
 	var d iscsidView
 	var err error
+	v := in.Host
 	look := func(needed bool) {
 		var procs []host.Process
 		procs, err = processesNamed(ctx, v, func(comm string) bool { return comm == "iscsid" }, needed)
-		d.procs = ofTheHost(ctx, v, procs)
+		d.procs = ofTheHost(ctx, in, procs)
 		d.running = len(d.procs) > 0
 	}
 	look(sessions > 0)

@@ -102,6 +102,38 @@ func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err erro
 	return k, true, errors.Join(errs...)
 }
 
+// findKubelet is [FindKubelet] for a probe: it is looked for anew when the
+// processes that go by its name are others, and every settledFor.
+func findKubelet(ctx context.Context, in Input) (k Kubelet, ok bool, err error) {
+	procs, err := in.Host.Processes(ctx)
+	if err != nil {
+		return Kubelet{}, false, fmt.Errorf("process table: %w", err)
+	}
+	type process struct {
+		pid   int
+		start uint64
+	}
+	type found struct {
+		kubelet Kubelet
+		among   []process
+		at      time.Time
+	}
+	var among []process
+	for _, p := range procs {
+		if kubeletProgram(p.Comm) != "" {
+			among = append(among, process{p.PID, p.StartTicks})
+		}
+	}
+	const key = "the kubelet"
+	if kept, was := Kept[found](in.Memory, key); was && slices.Equal(kept.among, among) && !elapsed(in.Now, kept.at, settledFor) {
+		return kept.kubelet, true, nil
+	}
+	if k, ok, err = FindKubelet(ctx, in.Host); ok && err == nil {
+		in.Memory.Keep(key, found{k, among, in.Now})
+	}
+	return k, ok, err
+}
+
 // kubeletAmong picks the kubelet from the processes that have its name. Any process may take
 // its name, and pods may run one (kind, kubemark, virtual clusters): those in a
 // pod's cgroup are not this node's, root's come before others', the oldest

@@ -163,7 +163,7 @@ func (c *kubeletPass) fail(format string, args ...any) {
 }
 
 func (c *kubeletPass) run() {
-	k, runs, err := FindKubelet(c.ctx, c.Host)
+	k, runs, err := findKubelet(c.ctx, c.Input)
 	if err != nil {
 		c.errs = append(c.errs, err)
 	}

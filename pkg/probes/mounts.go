@@ -121,7 +121,7 @@ func readMounts(ctx context.Context, in Input, filter mountFilter) (mountTable, 
 	}
 	t.add(mounts, ownMountTable)
 
-	kubelet, ok, err := FindKubelet(ctx, in.Host)
+	kubelet, ok, err := findKubelet(ctx, in)
 	if err != nil {
 		errs = append(errs, err)
 	}

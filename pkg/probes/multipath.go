@@ -1047,7 +1047,7 @@ func (p Multipath) daemon(ctx context.Context, in Input, mapsExist, required boo
 		return d, fmt.Errorf("whether multipathd runs: %w", err)
 	}
 	d.seen = true
-	candidates := ofTheHost(ctx, in.Host, procs)
+	candidates := ofTheHost(ctx, in, procs)
 	if len(candidates) == 0 && !mapsExist && !required {
 		return d, nil
 	}

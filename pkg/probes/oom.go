@@ -186,7 +186,7 @@ func (c *oomCheck) run() {
 		c.failed(fmt.Errorf("control groups: %w", err))
 		return
 	}
-	k, hasKubelet, err := FindKubelet(c.ctx, c.in.Host)
+	k, hasKubelet, err := findKubelet(c.ctx, c.in)
 	c.failed(err)
 	config := c.kubeletConfig(k, hasKubelet)
 	if hasKubelet {

@@ -165,7 +165,7 @@ func (c *pidCheck) run() {
 	} else if c.runtimes, err = processesNamed(c.ctx, c.in.Host, func(comm string) bool { return isRuntime(comm) || kubeletProgram(comm) != "" }, false); err != nil {
 		c.failed(fmt.Errorf("process table: %w", err))
 	} else {
-		c.runtimes = ofTheHost(c.ctx, c.in.Host, c.runtimes)
+		c.runtimes = ofTheHost(c.ctx, c.in, c.runtimes)
 	}
 	nodeErr := c.readNode()
 	c.failed(nodeErr)
@@ -405,7 +405,7 @@ type podsPIDs struct {
 }
 
 func (c *pidCheck) checkPods(capacityKnown bool) podsPIDs {
-	k, ok, err := FindKubelet(c.ctx, c.in.Host)
+	k, ok, err := findKubelet(c.ctx, c.in)
 	c.failed(err)
 	if !ok {
 		if err != nil {
@@ -930,25 +930,7 @@ func (c *pidCheck) checkInotify() {
 			return
 		}
 	}
-	used := map[string]int64{}
-	var by []string
-	for _, p := range c.runtimes {
-		if p.Kernel || p.State == 'Z' {
-			continue
-		}
-		// The limit is per user: only root's processes share root's.
-		if st, err := c.in.Host.Stat(c.ctx, "/proc/"+strconv.Itoa(p.PID)); err != nil || st.UID != 0 {
-			continue
-		}
-		instances, watches, err := c.inotifyOf(p.PID)
-		if err != nil {
-			c.failed(fmt.Errorf("inotify use of %q: %w", p.Comm, err))
-			continue
-		}
-		used["instances"] += instances
-		used["watches"] += watches
-		by = append(by, fmt.Sprintf("%q (PID %d): %d instances, %d watches", p.Comm, p.PID, instances, watches))
-	}
+	used, by := c.inotifyUse()
 	for what, limit := range limits {
 		if limit <= 0 || float64(used[what]) < c.WarnAt.Of(float64(limit)) {
 			continue
@@ -960,6 +942,43 @@ func (c *pidCheck) checkInotify() {
 				{Source: "/proc/PID/fdinfo", Observed: strings.Join(by, "; "), Expected: fmt.Sprintf("below %s of the limit", c.WarnAt)},
 			}})
 	}
+}
+
+// inotifyUse is what the kubelet and the container runtime have of root's, by kind,
+// and who has it. To count it takes a look at each of their descriptors.
+func (c *pidCheck) inotifyUse() (used map[string]int64, by []string) {
+	type use struct {
+		used map[string]int64
+		by   []string
+		at   time.Time
+	}
+	const key = "inotify"
+	if kept, ok := Kept[use](c.in.Memory, key); ok && !elapsed(c.in.Now, kept.at, settledFor) {
+		return kept.used, kept.by
+	}
+	u, whole := use{used: map[string]int64{}, at: c.in.Now}, true
+	for _, p := range c.runtimes {
+		if p.Kernel || p.State == 'Z' {
+			continue
+		}
+		// The limit is per user: only root's processes share root's.
+		if st, err := c.in.Host.Stat(c.ctx, "/proc/"+strconv.Itoa(p.PID)); err != nil || st.UID != 0 {
+			continue
+		}
+		instances, watches, err := c.inotifyOf(p.PID)
+		if err != nil {
+			c.failed(fmt.Errorf("inotify use of %q: %w", p.Comm, err))
+			whole = false
+			continue
+		}
+		u.used["instances"] += instances
+		u.used["watches"] += watches
+		u.by = append(u.by, fmt.Sprintf("%q (PID %d): %d instances, %d watches", p.Comm, p.PID, instances, watches))
+	}
+	if whole {
+		c.in.Memory.Keep(key, u)
+	}
+	return u.used, u.by
 }
 
 func (c *pidCheck) inotifyOf(pid int) (instances, watches int64, err error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/hosthygiene/agent/pkg/host"
 )
@@ -47,24 +48,52 @@ func processesNamed(ctx context.Context, v host.View, named func(comm string) bo
 // the host's daemon. Any process of any pod may take any name. So root's
 // count, and of these the ones in the network of PID 1, where the sockets of such
 // daemons are: a pod is there, as root, only if it was allowed what makes it part
-// of the host. What can not be seen counts for the process.
-func ofTheHost(ctx context.Context, v host.Files, procs []host.Process) []host.Process {
+// of the host. What can not be seen counts for the process. What a process is in
+// this is decided within a moment of its start, and asked again every settledFor.
+func ofTheHost(ctx context.Context, in Input, procs []host.Process) []host.Process {
 	if len(procs) == 0 {
 		return nil
 	}
+	const key = "processes of the host"
+	known, _ := Kept[map[int]placedProcess](in.Memory, key)
+	next := make(map[int]placedProcess, len(procs))
 	kinds := []string{"net", "user"}
-	first := v.ReadLinks(ctx, procFile(1, "ns"), kinds)
-	return slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
+	var first []host.Link
+	found := slices.DeleteFunc(slices.Clone(procs), func(p host.Process) bool {
 		if p.Kernel || p.State == 'Z' || p.State == 'X' {
 			return true
 		}
-		status, err := v.ReadFile(ctx, procFile(p.PID, "status"))
-		if uid, known := effectiveUID(status); err == nil && known && uid != 0 {
-			return true
+		was, ok := known[p.PID]
+		if !ok || was.start != p.StartTicks {
+			was = placedProcess{start: p.StartTicks, first: in.Now}
 		}
-		return !sameNamespaces(v.ReadLinks(ctx, procFile(p.PID, "ns"), kinds), first)
+		if !ok || !elapsed(in.Now, was.first, placesItself) || elapsed(in.Now, was.at, settledFor) {
+			if first == nil {
+				first = in.Host.ReadLinks(ctx, procFile(1, "ns"), kinds)
+			}
+			was.at = in.Now
+			status, err := in.Host.ReadFile(ctx, procFile(p.PID, "status"))
+			uid, known := effectiveUID(status)
+			was.foreign = err == nil && known && uid != 0 || !sameNamespaces(in.Host.ReadLinks(ctx, procFile(p.PID, "ns"), kinds), first)
+		}
+		next[p.PID] = was
+		return was.foreign
 	})
+	in.Memory.Keep(key, next)
+	return found
 }
+
+// placedProcess is whether a process is another's than the host's, since when it
+// is known and when that was looked at.
+type placedProcess struct {
+	start     uint64
+	first, at time.Time
+	foreign   bool
+}
+
+// placesItself is how long after it was first seen a daemon has given up the user
+// and the namespaces it was started with.
+const placesItself = 2 * time.Minute
 
 // sharesWithInit reports whether a process is in PID 1's namespace of a kind, as
 // far as that can be seen: a copied tree has none.

@@ -442,26 +442,23 @@ func (a *API) watch(ctx context.Context, version string, seen func(*Node)) (stri
 	dec := json.NewDecoder(body)
 	for {
 		var ev struct {
-			Type   string          `json:"type"`
-			Object json.RawMessage `json:"object"`
+			Type   string `json:"type"`
+			Object Node   `json:"object"`
 		}
-		if err := dec.Decode(&ev); err != nil {
+		err := dec.Decode(&ev)
+		if ev.Type == "ERROR" { // most often 410 Gone: list again. It holds no Node
+			return "", errors.New("the API server ended the watch with an error")
+		}
+		if err != nil {
 			if errors.Is(err, io.EOF) && time.Since(began) > length-time.Minute {
 				return version, nil // the time-out we asked for: go on from here
 			}
 			return "", err
 		}
-		if ev.Type == "ERROR" { // most often 410 Gone: list again
-			return "", errors.New("the API server ended the watch with an error")
-		}
-		var node Node
-		if err := json.Unmarshal(ev.Object, &node); err != nil {
-			return "", err
-		}
-		version = node.Metadata.ResourceVersion
+		version = ev.Object.Metadata.ResourceVersion
 		switch ev.Type {
 		case "ADDED", "MODIFIED":
-			seen(&node)
+			seen(&ev.Object)
 		case "DELETED":
 			seen(nil)
 		}

@@ -111,8 +111,10 @@ func TestChaos(t *testing.T) {
 	c.run(t, "two agents", c.twoAgents)
 	c.run(t, "SIGKILL", c.sigkill)
 	c.run(t, "config under fire", c.underFire)
-	c.run(t, "clock", c.clockSteps)
 	c.run(t, "rolling update", c.rollingUpdate)
+	// Kills in it are told for 75 s, and with the config of the others for ten
+	// minutes: what looks after it would find them anew.
+	c.run(t, "clock", c.clockSteps)
 	c.run(t, "reboot", c.rebooted)
 	c.run(t, "uninstall", c.uninstalled)
 }

@@ -140,6 +140,9 @@ func (w *world) traceWhile(t *testing.T, wait func()) traced {
 func (w *world) idleFigures(t *testing.T, f form, m *measured) {
 	rigtest.OnFailure(t, w.dump)
 	w.Await(t, "every condition to be healthy", w.healthy)
+	if f.idle >= 10*time.Minute {
+		w.heartbeatAsDefault(t)
+	}
 	time.Sleep(f.settle)
 	before := w.mark()
 	_, offset := w.auditSince(t, w.auditStart)
@@ -152,6 +155,23 @@ func (w *world) idleFigures(t *testing.T, f form, m *measured) {
 		t.Errorf("while nothing happened: %s", n)
 	}
 	w.invariants(t)
+}
+
+// heartbeatAsDefault has the kubelet write the Node as often as it does by default,
+// every five minutes when nothing of it has changed: where
+// nodeStatusUpdateFrequency is set, as in the rig, nodeStatusReportFrequency is the
+// same if it is not (SetDefaults_KubeletConfiguration), and each write is sent to
+// the agent, which watches the Node.
+func (w *world) heartbeatAsDefault(t *testing.T) {
+	t.Helper()
+	w.Guest(t, "f=/var/lib/kubelet/config.yaml; cp -p $f $f.idle; cp -p $f $f.new; echo 'nodeStatusReportFrequency: 5m' >>$f.new; mv $f.new $f; systemctl restart kubelet")
+	t.Cleanup(func() {
+		if _, err := w.TryGuest(w.CleanupContext(t), "f=/var/lib/kubelet/config.yaml; mv $f.idle $f; systemctl restart kubelet"); err != nil {
+			t.Error(err)
+		}
+	})
+	time.Sleep(time.Minute) // the kubelet of an emulated machine starts in 10 to 20 s
+	w.Await(t, "every condition to be healthy", w.healthy)
 }
 
 // idleCosts: an agent that has nothing to tell executes no command.
