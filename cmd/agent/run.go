@@ -253,6 +253,9 @@ func (d *daemon) run(ctx context.Context) error {
 			// database above all; what it took is not needed again.
 			debug.FreeOSMemory()
 			settle()
+			if err := host.UnmapProgram(); err != nil {
+				log.Debug("what only the start needed of the program stays resident", "error", err)
+			}
 		case <-ctx.Done():
 		}
 	})
