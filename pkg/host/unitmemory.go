@@ -138,7 +138,7 @@ func (m *unitMemory) keepAnswer(what string, names []string, units []Unit, heard
 // is there, once a pass, and what it sent before, which the bus keeps in order,
 // has been heard then. What has no signal is up to unitsKept old: a link of
 // "systemctl enable --no-reload", another main process.
-func (m *unitMemory) recallAnswer(ctx context.Context, calls *flights, what string, names []string) ([]Unit, bool) {
+func (m *unitMemory) recallAnswer(ctx context.Context, calls *flights, what string) ([]Unit, bool) {
 	if _, pass := ctx.Value(asOfKey{}).(time.Time); !pass {
 		return nil, false // who has just changed a unit wants to see it
 	}
