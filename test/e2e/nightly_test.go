@@ -32,6 +32,7 @@ func TestNightly(t *testing.T) {
 	t.Run("access", w.access)
 	w.remove(t)
 	t.Run("capabilities", w.capabilities)
+	t.Run("metrics over TLS", w.metricsForCertificates)
 }
 
 // reboot: what was a problem before the machine booted is not told as one
