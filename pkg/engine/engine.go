@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -309,18 +310,30 @@ func (l *loop) startDue() time.Duration {
 	}
 	now := time.Now()
 	due := func(s *slot) time.Duration { return s.next.Sub(now) } // monotonic: a stepped clock moves nothing
+	// The passes are those of the probes that look most often.
+	shortest := time.Duration(math.MaxInt64)
+	for _, s := range l.slots {
+		shortest = min(shortest, l.cfg.IntervalFor(s.probe))
+	}
 	pass := false
 	for _, s := range l.slots {
-		pass = pass || !s.running && !s.woken && due(s) <= 0
+		pass = pass || !s.running && !s.woken && due(s) <= 0 && l.cfg.IntervalFor(s.probe) < 2*shortest
 	}
 	for _, s := range l.slots {
 		if s.running {
 			continue
 		}
-		// Once the interval of one is over, those that would follow go with it:
-		// together they read the process table once, and wake the processor once.
-		// One that is woken goes alone, for it is in a hurry.
-		if d := due(s); d > 0 && !(pass && !s.woken && d <= l.cfg.IntervalFor(s.probe)/2) {
+		d := due(s)
+		switch {
+		case s.woken: // goes alone, for it is in a hurry
+		case pass:
+			// Those that would follow go with it: together they read the process
+			// table once, and wake the processor once.
+			d -= shortest / 2
+		case l.cfg.IntervalFor(s.probe) >= 2*shortest:
+			d += shortest // one that looks rarely goes with the pass that follows
+		}
+		if d > 0 {
 			wait = min(wait, d)
 			continue
 		}

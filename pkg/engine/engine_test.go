@@ -890,12 +890,50 @@ func TestOnePassOneSnapshot(t *testing.T) {
 		if n := given(10 * time.Minute); n < 18 || n > 22 {
 			t.Errorf("%d snapshots in ten passes of which one probe takes five seconds", n)
 		}
+		for given(1100*time.Millisecond) > 0 { // or it would be too soon for the next look
+		}
 		broken.Store(true)
 		r.eng.Wake(t.Context(), "d")
 		r.eng.Wake(t.Context(), "a")
 		if n := given(time.Millisecond); n != 1 {
 			t.Errorf("%d snapshots tell what has changed while another probe runs", n)
 		}
+		slow.Store(false)
 		time.Sleep(time.Minute) // all come back
+	})
+}
+
+// TestRarelyGoesWithAPass: a probe that looks every five minutes goes with a pass of
+// those that look every minute, and makes none of its own.
+func TestRarelyGoesWithAPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		at := map[string][]time.Time{}
+		note := func(name string, interval time.Duration) probes.Probe {
+			return fake{name: name, Common: probes.Common{Interval: probes.Duration(interval)}, check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				at[name] = append(at[name], in.Now)
+				return healthy(ctx, in)
+			}}
+		}
+		r := start(t, noSystemd(t), nil, note("a", 0), note("b", 0), note("rare", 5*time.Minute))
+		time.Sleep(100 * time.Second)
+		r.eng.Wake(t.Context(), "rare")
+		time.Sleep(10 * time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		alone := 0
+		for _, when := range at["rare"] {
+			if !slices.ContainsFunc(at["a"], when.Equal) {
+				alone++
+			}
+		}
+		if n := len(at["rare"]); alone != 1 || n < 100 || n > 135 {
+			t.Errorf("%d looks in ten hours, %d of them alone; it was woken once", n, alone)
+		}
+		if n := len(at["a"]); n < 570 || n > 640 {
+			t.Errorf("%d passes in ten hours", n)
+		}
 	})
 }

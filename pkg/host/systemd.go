@@ -355,6 +355,14 @@ func askVia[T any](ctx context.Context, l *busLink, connect func(context.Context
 			// behind.
 			c.Close()
 			return answer, fmt.Errorf("D-Bus: %w", ErrNoReply)
+		case errors.Is(err, dbus.ErrClosed) && ctx.Err() == nil && try < 5:
+			// Closed under this question by another that had no answer. It is
+			// refused a moment before the connection says that it is closed.
+			select {
+			case <-c.Context().Done():
+			case <-ctx.Done():
+			}
+			continue
 		case !c.Connected() && ctx.Err() == nil && try < 5:
 			continue
 		}

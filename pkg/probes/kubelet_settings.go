@@ -29,7 +29,7 @@ type KubeletSettings struct {
 
 // DefaultKubeletSettings returns the default settings.
 func DefaultKubeletSettings() KubeletSettings {
-	return KubeletSettings{CertificateExpiry: Duration(30 * 24 * time.Hour)}
+	return KubeletSettings{Common: Common{Interval: slowly}, CertificateExpiry: Duration(30 * 24 * time.Hour)}
 }
 
 // Name implements [Probe].

@@ -28,7 +28,7 @@ type Updates struct {
 // DefaultUpdates returns the default settings.
 func DefaultUpdates() Updates {
 	const week = Duration(7 * 24 * time.Hour)
-	return Updates{RebootAfter: week, StaleAfter: week}
+	return Updates{Common: Common{Interval: slowly}, RebootAfter: week, StaleAfter: week}
 }
 
 // Name implements [Probe].

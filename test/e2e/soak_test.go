@@ -96,6 +96,8 @@ interval: 10s
 probes:
   packages: {lockHeldFor: 5s}
   oom: {window: 1m}
+  kubelet: {interval: 10s}
+  updates: {interval: 10s}
 require:
   devices:
   - {id: /dev/disk/by-id/virtio-SPARE}
@@ -244,7 +246,7 @@ func upsets(every time.Duration) []upset {
 		with(one("a mount that never answers", []string{"fuse"}, tell("disks", "/mnt/e2e-dead", 15*time.Second+2*look, "MountUnresponsive"), nil,
 			"systemd-run --quiet --unit e2e-dead perl /tmp/e2e/dead.pl /mnt/e2e-dead; until grep -q ' /mnt/e2e-dead ' /proc/self/mounts; do sleep 0.1; done", "systemctl stop e2e-dead; umount -l /mnt/e2e-dead"), func(u *upset) { u.Alone = true }),
 
-		with(one("the kubelet reserves no PIDs", []string{"kubelet", "kubelet config"}, tell("pids", "", 10*time.Second+look, "NoPIDReservation"), slices.Concat(say("pids", "PIDLimitStale", soak.Unknown), say("oom", "OOMScoreDrift")),
+		with(one("the kubelet reserves no PIDs", []string{"kubelet", "kubelet config"}, tell("pids", "pods may take every process ID", 10*time.Second+look, "NoPIDReservation"), slices.Concat(say("pids", "PIDLimitStale", soak.Unknown), say("oom", "OOMScoreDrift")),
 			kubeletConfig(`'/^ *pid: /d'`), kubeletConfigBack), func(u *upset) { u.Clears = 2 * time.Minute }),
 		// It is the next start that fails, so none may come meanwhile.
 		one("the kubelet has a feature gate that goes", []string{"kubelet config"}, tell("kubelet", "LogarithmicScaleDown", 0, "FeatureGateRemoved"), nil,
