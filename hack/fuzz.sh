@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every fuzzer for FUZZTIME (default 2s). What a fuzzer finds is kept by
+# Runs every fuzzer for FUZZTIME (default 1s). What a fuzzer finds is kept by
 # the go command under testdata/fuzz and belongs into the commit that fixes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time=${FUZZTIME:-2s}
+time=${FUZZTIME:-1s}
 failed=0
 # The end of FUZZTIME itself is told as a failure now and then (go.dev/issue/75804,
 # mended in Go 1.27). What was found would have been written to a file.
