@@ -28,6 +28,7 @@ func TestNightly(t *testing.T) {
 	t.Run("outage of ten minutes", func(t *testing.T) { w.outage(t, 10*time.Minute, 60) })
 	t.Run("reboot", w.reboot)
 	t.Run("second node", w.secondNode)
+	t.Run("volumes", w.volumes)
 	t.Run("runbooks", w.runbooks)
 	t.Run("access", w.access)
 	w.remove(t)
