@@ -125,39 +125,43 @@ func (w *world) runbooks(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	w.Guest(t, "mountpoint -q /spare || mount /spare")
-	for some := range slices.Chunk(onNode, 25) {
-		var script strings.Builder
-		for _, i := range some {
-			quoted := "'" + strings.ReplaceAll(commands[i].line, "'", `'\''`) + "'"
-			fmt.Fprintf(&script, "code=0; timeout 300 bash -c %s </dev/null >/run/said 2>&1 || code=$?\nprintf '\\n@@ %d %%s\\n' $code; tail -c 2000 /run/said\n", quoted, i)
-		}
-		out, err := w.TryGuest(ctx, script.String())
-		answers := strings.Split("\n"+out, "\n@@ ")[1:]
-		if err != nil || len(answers) != len(some) {
-			t.Errorf("%d of %d commands were run: %v\n%s", len(answers), len(some), err, out[max(0, len(out)-2000):])
-		}
-		for _, answer := range answers {
-			headline, said, _ := strings.Cut(answer, "\n")
-			var i, code int
-			if _, err := fmt.Sscan(headline, &i, &code); err != nil {
-				t.Fatalf("%q: %v", headline, err)
+	t.Run("on the node", func(t *testing.T) {
+		w.Guest(t, "mountpoint -q /spare || mount /spare")
+		for some := range slices.Chunk(onNode, 25) {
+			var script strings.Builder
+			for _, i := range some {
+				quoted := "'" + strings.ReplaceAll(commands[i].line, "'", `'\''`) + "'"
+				fmt.Fprintf(&script, "code=0; timeout 300 bash -c %s </dev/null >/run/said 2>&1 || code=$?\nprintf '\\n@@ %d %%s\\n' $code; tail -c 2000 /run/said\n", quoted, i)
 			}
-			judge(commands[i], code, strings.TrimSpace(said))
+			out, err := w.TryGuest(ctx, script.String())
+			answers := strings.Split("\n"+out, "\n@@ ")[1:]
+			if err != nil || len(answers) != len(some) {
+				t.Errorf("%d of %d commands were run: %v\n%s", len(answers), len(some), err, out[max(0, len(out)-2000):])
+			}
+			for _, answer := range answers {
+				headline, said, _ := strings.Cut(answer, "\n")
+				var i, code int
+				if _, err := fmt.Sscan(headline, &i, &code); err != nil {
+					t.Fatalf("%q: %v", headline, err)
+				}
+				judge(commands[i], code, strings.TrimSpace(said))
+			}
 		}
-	}
-	for i, c := range commands {
-		if !c.kubectl || first[c.line] != i {
-			continue
+	})
+	t.Run("kubectl", func(t *testing.T) {
+		for i, c := range commands {
+			if !c.kubectl || first[c.line] != i {
+				continue
+			}
+			kubectl := w.ControlPlane.KubectlCommand(ctx)
+			cmd := exec.CommandContext(ctx, "bash", "-c", c.line)
+			cmd.Env = append(os.Environ(), "KUBECONFIG="+w.ControlPlane.Kubeconfig(), "PATH="+filepath.Dir(kubectl.Path)+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if err != nil && !isNotHere.Match(out) && !strings.Contains(c.line, "| grep ") {
+				t.Errorf("%s: %s: %v: %s", c.page, c.line, err, out)
+			}
+			judge(c, cmd.ProcessState.ExitCode(), string(out))
 		}
-		kubectl := w.ControlPlane.KubectlCommand(ctx)
-		cmd := exec.CommandContext(ctx, "bash", "-c", c.line)
-		cmd.Env = append(slices.Clone(kubectl.Environ()), "PATH="+filepath.Dir(kubectl.Path)+":"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		if err != nil && !isNotHere.Match(out) && !strings.Contains(c.line, "| grep ") {
-			t.Errorf("%s: %s: %v: %s", c.page, c.line, err, out)
-		}
-		judge(c, cmd.ProcessState.ExitCode(), string(out))
-	}
+	})
 	w.Note("runbooks", fmt.Sprintf("%d commands in %s, by exit code: %v", len(first), time.Since(began).Round(time.Second), count))
 }
