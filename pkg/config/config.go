@@ -38,7 +38,8 @@ type AgentConfig struct {
 
 // Sections are the parts that an override may change.
 type Sections struct {
-	// Interval is how often a probe runs when nothing wakes it earlier.
+	// Interval is how often a probe runs when nothing wakes it earlier; where it
+	// is a minute or more, updates and kubelet every five minutes at most.
 	Interval probes.Duration `json:"interval"`
 	// Report says what is written to the cluster.
 	Report Report `json:"report"`
@@ -217,8 +218,15 @@ func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
 	if own := p.General().Interval; own > 0 {
 		return own.D()
 	}
-	return s.Interval.D()
+	if every := s.Interval.D(); !p.Rarely() || every < time.Minute {
+		return every
+	}
+	return max(s.Interval.D(), rarely)
 }
+
+// rarely is how often a probe runs at least of which nearly all is announced, and
+// the rest a matter of hours. Who asks for less than a minute means all of them.
+const rarely = 5 * time.Minute
 
 // Remedies says what the agent may repair, when, and on how many nodes at once.
 type Remedies struct {

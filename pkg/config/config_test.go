@@ -609,3 +609,33 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestIntervalFor: updates and kubelet look every five minutes at most, but where
+// somebody wants to have it otherwise.
+func TestIntervalFor(t *testing.T) {
+	for _, test := range []struct {
+		config        string
+		time, kubelet time.Duration
+	}{
+		{"", time.Minute, 5 * time.Minute},
+		{"interval: 3s", 3 * time.Second, 3 * time.Second},
+		{"interval: 2m", 2 * time.Minute, 5 * time.Minute},
+		{"interval: 1h", time.Hour, time.Hour},
+		{"probes: {kubelet: {interval: 90s}, time: {interval: 10s}}", 10 * time.Second, 90 * time.Second},
+	} {
+		all, err := Parse("config.yaml", []byte("apiVersion: hosthygiene.io/v1alpha1\nkind: AgentConfig\n"+test.config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := all.ForNode(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.IntervalFor(c.Probes.Time); got != test.time {
+			t.Errorf("%q: time %s, want %s", test.config, got, test.time)
+		}
+		if got := c.IntervalFor(c.Probes.Kubelet); got != test.kubelet {
+			t.Errorf("%q: kubelet %s, want %s", test.config, got, test.kubelet)
+		}
+	}
+}

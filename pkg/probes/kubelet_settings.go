@@ -29,8 +29,11 @@ type KubeletSettings struct {
 
 // DefaultKubeletSettings returns the default settings.
 func DefaultKubeletSettings() KubeletSettings {
-	return KubeletSettings{Common: Common{Interval: slowly}, CertificateExpiry: Duration(30 * 24 * time.Hour)}
+	return KubeletSettings{CertificateExpiry: Duration(30 * 24 * time.Hour)}
 }
+
+// Rarely implements [Probe].
+func (KubeletSettings) Rarely() bool { return true }
 
 // Name implements [Probe].
 func (KubeletSettings) Name() string { return "kubelet" }

@@ -27,6 +27,9 @@ type Probe interface {
 	Rules() []finding.Rule
 	// General returns the settings every probe has; [Common] provides it.
 	General() Common
+	// Rarely: nearly all that changes its answer is announced, and the rest comes
+	// about within hours, such as the age of a certificate. [Common] says no.
+	Rarely() bool
 	// Wakes is what makes the probe look before its interval is over.
 	Wakes(r Require) Wakes
 	// Validate returns a FieldError for every impossible setting.

@@ -19,13 +19,11 @@ type Common struct {
 	Interval Duration `json:"interval,omitempty"`
 }
 
-// slowly is how often a probe runs by default of which almost all is announced,
-// and the rest a matter of hours: a certificate's age, the API server's version,
-// swap that somebody switches on.
-const slowly = Duration(5 * time.Minute)
-
 // General returns the settings themselves, for code that holds a [Probe].
 func (c Common) General() Common { return c }
+
+// Rarely implements [Probe], for most.
+func (Common) Rarely() bool { return false }
 
 // On reports whether the probe is switched on.
 func (c Common) On() bool { return c.Enabled == nil || *c.Enabled }

@@ -28,8 +28,11 @@ type Updates struct {
 // DefaultUpdates returns the default settings.
 func DefaultUpdates() Updates {
 	const week = Duration(7 * 24 * time.Hour)
-	return Updates{Common: Common{Interval: slowly}, RebootAfter: week, StaleAfter: week}
+	return Updates{RebootAfter: week, StaleAfter: week}
 }
+
+// Rarely implements [Probe].
+func (Updates) Rarely() bool { return true }
 
 // Name implements [Probe].
 func (Updates) Name() string { return "updates" }

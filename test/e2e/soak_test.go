@@ -96,8 +96,6 @@ interval: 10s
 probes:
   packages: {lockHeldFor: 5s}
   oom: {window: 1m}
-  kubelet: {interval: 10s}
-  updates: {interval: 10s}
 require:
   devices:
   - {id: /dev/disk/by-id/virtio-SPARE}
