@@ -251,8 +251,12 @@ func upsets(every time.Duration) []upset {
 			"f=/var/lib/kubelet/config.yaml; cp -p $f $f.gate; cp -p $f $f.old; echo 'featureGates: {LogarithmicScaleDown: true}' >>$f.gate; mv $f.gate $f", "f=/var/lib/kubelet/config.yaml; if test -e $f.old; then mv $f.old $f; fi"),
 		one("the host swaps", []string{"kubelet config"}, tell("kubelet", "failSwapOn", look, "SwapEnabled"), nil,
 			"dd if=/dev/zero of=/var/tmp/e2e.swap bs=1M count=4 status=none; chmod 600 /var/tmp/e2e.swap; mkswap -q /var/tmp/e2e.swap; swapon /var/tmp/e2e.swap", "swapoff /var/tmp/e2e.swap; rm -f /var/tmp/e2e.swap"),
+		// With the sleepers the limit leaves the kubelet eight more: of two it was
+		// refused one now and then, which the agent told.
 		one("a unit near its limit of processes", []string{"kubelet"}, tell("pids", "kubelet", look, "PIDsNearLimit"), nil,
-			"cat "+kubeletGroup+"pids.max >/tmp/e2e/pids.max; echo $(($(cat "+kubeletGroup+"pids.current) * 7 / 6)) >"+kubeletGroup+"pids.max", "cat /tmp/e2e/pids.max >"+kubeletGroup+"pids.max"),
+			"for i in $(seq 36); do sleep 900 </dev/null >/dev/null 2>&1 & echo $! >>/tmp/e2e/sleepers; echo $! >"+kubeletGroup+"cgroup.procs; done; "+
+				"cat "+kubeletGroup+"pids.max >/tmp/e2e/pids.max; echo $(($(cat "+kubeletGroup+"pids.current) * 7 / 6)) >"+kubeletGroup+"pids.max",
+			"cat /tmp/e2e/pids.max >"+kubeletGroup+"pids.max; if test -e /tmp/e2e/sleepers; then kill $(cat /tmp/e2e/sleepers); rm /tmp/e2e/sleepers; fi"),
 		with(one("a fork refused", []string{"forks"}, tell("pids", "the kernel refused", look, "ForkFailures"), nil, refuseFork, ""), momentary(10*time.Minute)),
 
 		one("containerd's OOM score changed", []string{"score"}, tell("oom", "containerd", 15*time.Second+look, "OOMScoreDrift"), nil,
