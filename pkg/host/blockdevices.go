@@ -160,13 +160,21 @@ func (r *Root) stateIn(dir int, d *BlockDevice, scratch *[]byte) error {
 
 // attributeIn reads a line; it is valid until scratch is used again.
 func (r *Root) attributeIn(dir int, path, name string, scratch *[]byte) ([]byte, error) {
+	file := fileName{path, name}
+	if data, ok := r.readKept(file, MaxAttribute, scratch); ok {
+		return bytes.TrimRight(data, "\n"), nil
+	}
 	fd, err := r.openBelow(dir, path, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
 	data, err := fill(fd, MaxAttribute, scratch)
-	return bytes.TrimRight(data, "\n"), err
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	r.keep(file, fd)
+	return bytes.TrimRight(data, "\n"), nil
 }
 
 // scsiUnit is the directory of a disk's SCSI device, taken from the link in

@@ -102,22 +102,25 @@ func (r *Root) inMemory(c fileCall) bool {
 }
 
 // memoryOnly reports whether a directory lies on a file system without anything
-// behind it. A copied tree may lie anywhere.
-func (r *Root) memoryOnly(dir string) bool {
+// behind it, and whether on the one it is called after. A copied tree may lie
+// anywhere.
+func (r *Root) memoryOnly(dir string, called int64) (memory, itself bool) {
 	fd, err := r.open(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer unix.Close(fd)
 	var st unix.Statfs_t
 	if unix.Fstatfs(fd, &st) != nil {
-		return false
+		return false, false
 	}
-	switch st.Type {
-	case unix.SYSFS_MAGIC, unix.PROC_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.RAMFS_MAGIC:
-		return true
+	switch int64(st.Type) {
+	case called:
+		return true, true
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC:
+		return true, false
 	}
-	return false
+	return false, false
 }
 
 // ask makes one call, on a worker unless it is inMemory, and waits for it as long as ctx allows.

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// systemInfo keeps what detectOS found for a minute: all of it but the upgrade of
+// systemInfo keeps what detectOS found for systemFor: all of it but the upgrade of
 // a running system is settled at boot.
 type systemInfo struct {
 	mu sync.Mutex // held for a look only
@@ -21,11 +21,13 @@ type systemInfo struct {
 	at time.Time
 }
 
+const systemFor = 5 * time.Minute
+
 func (s *systemInfo) read(ctx context.Context, r *Root) (OS, error) {
 	s.mu.Lock()
 	o, at := s.os, s.at
 	s.mu.Unlock()
-	if !at.IsZero() && time.Since(at) < time.Minute && !clockSet(at) {
+	if !at.IsZero() && time.Since(at) < systemFor && !clockSet(at) {
 		return o, nil
 	}
 	// All probes ask at once, and the mount table of a busy node is megabytes:

@@ -39,15 +39,17 @@ type Root struct {
 	// legacy is set on kernels without openat2 (< 5.6): the library resolves
 	// component by component there, slower and as safe.
 	legacy bool
-	// Whether /sys and /proc are what they are called, or in memory anyway.
+	// Whether /sys and /proc are in memory, and what they are called.
 	sysInMemory, procInMemory bool
+	sysfs, procfs             bool
 
 	dir *os.File // the same descriptor, for the library
 
 	calls flights
 	files filePool
 	large largeFiles
-	dirs  keptDirs
+	dirs  kept[string]
+	kept  keptFiles
 
 	opened atomic.Int64
 }
@@ -71,7 +73,8 @@ func OpenRoot(name string) (*Root, error) {
 		r.dir.Close()
 		return nil, &fs.PathError{Op: "openat2", Path: name, Err: err}
 	}
-	r.sysInMemory, r.procInMemory = r.memoryOnly("/sys"), r.memoryOnly("/proc")
+	r.sysInMemory, r.sysfs = r.memoryOnly("/sys", unix.SYSFS_MAGIC)
+	r.procInMemory, r.procfs = r.memoryOnly("/proc", unix.PROC_SUPER_MAGIC)
 	return r, nil
 }
 
@@ -83,6 +86,7 @@ func (r *Root) Close() error {
 		return nil
 	}
 	r.dirs.closeAll()
+	r.kept.closeAll()
 	return r.dir.Close()
 }
 
@@ -251,20 +255,32 @@ func (r *Root) RealPath(ctx context.Context, name string) (string, error) {
 // readFile reads a regular file; scratch is memory to read into, and comes back
 // for the next file.
 func (r *Root) readFile(name string, limit int64, scratch *[]byte) ([]byte, error) {
+	if n := r.large.size(name); n > cap(*scratch) {
+		*scratch = make([]byte, 0, n)
+	}
+	cut := strings.LastIndexByte(name, '/')
+	file := fileName{name[:max(cut, 0)], name[cut+1:]}
+	if data, ok := r.readKept(file, limit, scratch); ok {
+		if len(data) > scratchMax {
+			r.large.note(name, len(data))
+		}
+		return handOver(data, scratch), nil
+	}
 	// O_NONBLOCK so that a FIFO planted under the name does not block the open.
 	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
-	if n := r.large.size(name); n > cap(*scratch) {
-		*scratch = make([]byte, 0, n)
-	}
 	data, err := readRegular(fd, limit, scratch)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	r.keep(file, fd)
 	if len(data) > scratchMax {
 		r.large.note(name, len(data))
 	}
-	return data, err
+	return data, nil
 }
 
 // readThrough reads a regular file in pieces of the size of scratch.
@@ -345,11 +361,17 @@ func readRegular(fd int, limit int64, scratch *[]byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return handOver(buf, scratch), nil
+}
+
+// handOver gives the caller what was read into memory that is kept for the next
+// file.
+func handOver(buf []byte, scratch *[]byte) []byte {
 	if cap(buf) > scratchMax { // too much to keep: let the caller have it
 		*scratch = nil
-		return buf, nil
+		return buf
 	}
-	return append(make([]byte, 0, len(buf)), buf...), nil
+	return append(make([]byte, 0, len(buf)), buf...)
 }
 
 // fill reads a regular file into scratch, which grows as needed.
@@ -474,12 +496,21 @@ func (r *Root) readBelow(at int, dir, head, base string, scratch *[]byte) ([]byt
 	if head != "" {
 		dir += "/" + head
 	}
+	file := fileName{dir, base}
+	if data, ok := r.readKept(file, MaxAttribute, scratch); ok {
+		return handOver(data, scratch), nil
+	}
 	fd, err := r.openBelow(at, dir, base, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
-	return readRegular(fd, MaxAttribute, scratch)
+	data, err := readRegular(fd, MaxAttribute, scratch)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	r.keep(file, fd)
+	return data, nil
 }
 
 func (r *Root) readDir(name string, scratch *[]byte) ([]string, error) {
@@ -574,12 +605,25 @@ func (r *Root) readLink(name string) (string, error) {
 	return text, err
 }
 
+// readLinks reads the links of a directory. That of a process's namespaces is kept:
+// of one that has gone nothing is found in it.
 func (r *Root) readLinks(dir string, names []string) []Link {
-	at, err := r.open(dir, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return failedLinks(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+	for {
+		at, fresh, err := r.dirOf(dir)
+		if err != nil {
+			return failedLinks(names, &fs.PathError{Op: "open", Path: dir, Err: err})
+		}
+		all := linksFrom(at.fd, dir, names)
+		if !fresh && slices.ContainsFunc(all, func(l Link) bool { return l.Err != nil }) {
+			r.dirs.drop(dir, at)
+			continue
+		}
+		r.dirs.leave(at)
+		return all
 	}
-	defer unix.Close(at)
+}
+
+func linksFrom(at int, dir string, names []string) []Link {
 	all := make([]Link, len(names))
 	for i, name := range names {
 		err := error(unix.EINVAL)

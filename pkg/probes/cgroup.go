@@ -26,7 +26,7 @@ type cgroupTree struct {
 }
 
 func openCgroups(ctx context.Context, files host.Files) (cgroupTree, error) {
-	_, err := files.Stat(ctx, cgroupRoot+"/cgroup.controllers")
+	_, err := files.ReadFileMax(ctx, cgroupRoot+"/cgroup.controllers", maxAttribute)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return cgroupTree{}, err
 	}

@@ -271,7 +271,7 @@ func (p Disks) Check(ctx context.Context, in Input) (finding.Result, error) {
 	var err error
 	pass.devices, err = pass.tree.inventory(ctx, in)
 	pass.fail(err)
-	pass.declared, err = declaredMounts(ctx, in.Host)
+	pass.declared, err = declaredMounts(ctx, in)
 	pass.fail(err)
 	pass.mounts, err = readMounts(ctx, in, pass.filter())
 	pass.fail(err)

@@ -446,20 +446,39 @@ const maxFstab = 1 << 20
 // declaredMounts reads /etc/fstab and the mount units in files. The units that
 // systemd makes by itself from the mount table are left alone: they repeat it,
 // and there are as many as mounts.
-func declaredMounts(ctx context.Context, files host.Files) ([]declaredMount, error) {
+//
+// A unit file counts for systemd once it has read it, at a boot or when told to, so
+// that one written over in its place may be told some minutes later. Where an
+// administrator's units are, a name that comes or goes is seen at once.
+func declaredMounts(ctx context.Context, in Input) ([]declaredMount, error) {
 	var all []declaredMount
 	var errs []error
-	data, err := files.ReadFileMax(ctx, "/etc/fstab", maxFstab)
+	data, err := in.Host.ReadFileMax(ctx, "/etc/fstab", maxFstab)
 	switch {
 	case err == nil:
 		all = parseFstab(data)
 	case !errors.Is(err, fs.ErrNotExist):
 		errs = append(errs, err)
 	}
+	var sign [3]fileID
+	for i, dir := range mountUnitDirs[:len(sign)] {
+		if sign[i], err = statID(ctx, in.Host, dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	units, err := remembered(in, "mount units", sign, func() ([]declaredMount, error) { return mountUnits(ctx, in.Host) })
+	return slices.Concat(all, units), errors.Join(append(errs, err)...)
+}
+
+// mountUnitDirs are in the order of precedence of systemd.unit(5), those of the
+// administrator and of this boot first; /run/systemd/generator repeats fstab.
+var mountUnitDirs = []string{"/etc/systemd/system", "/run/systemd/transient", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+func mountUnits(ctx context.Context, files host.Files) ([]declaredMount, error) {
+	var all []declaredMount
+	var errs []error
 	seen := map[string]bool{}
-	// In the order of precedence of systemd.unit(5); /run/systemd/generator
-	// repeats fstab.
-	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/transient", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"} {
+	for _, dir := range mountUnitDirs {
 		names, err := files.ReadDir(ctx, dir)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {

@@ -179,9 +179,17 @@ func (c *packagesPass) findManager(ctx context.Context) packageManager {
 			c.fail("dpkg's database: %w", err)
 		}
 	}
-	if m.rpm, m.hasRPM, err = findRPM(ctx, c.Host); err != nil {
-		c.fail("rpm's database: %w", err)
-		m.hasRPM = false
+	// Where dpkg has the packages, rpm's database is one that somebody works with
+	// by hand, and most hosts never have: twelve names to look for.
+	const none = "no rpm database"
+	since, looked := Kept[time.Time](c.Memory, none)
+	if !m.dpkg || !looked || elapsed(c.Now, since, settledFor) {
+		if m.rpm, m.hasRPM, err = findRPM(ctx, c.Host); err != nil {
+			c.fail("rpm's database: %w", err)
+			m.hasRPM = false
+		} else if !m.hasRPM {
+			c.Memory.Keep(none, c.Now)
+		}
 	}
 	debian := familyOf(c.os, "") == debianFamily
 	switch {

@@ -1,7 +1,9 @@
 package probes
 
 import (
+	"errors"
 	"hash/maphash"
+	"io/fs"
 	"maps"
 	"time"
 )
@@ -56,4 +58,26 @@ func (s settled) is(thing string, sum uint64) bool {
 // remember notes that the thing is well.
 func (s settled) remember(thing string, sum uint64, now time.Time) {
 	s.seen[thing] = settledUntil{sum, now.Add(settledFor + time.Duration(sum%uint64(settledFor)))}
+}
+
+// remembered returns what read gave when it was last called with the same sign,
+// which was settledFor ago at most. What is missing is remembered as well; another
+// error is not. For what hardly changes and takes effect later, or elsewhere, so
+// that nobody waits for it to be told.
+func remembered[T any, S comparable](in Input, name string, sign S, read func() (T, error)) (T, error) {
+	type dated struct {
+		value T
+		err   error
+		sign  S
+		at    time.Time
+	}
+	name = "remembered: " + name
+	if was, ok := Kept[dated](in.Memory, name); ok && was.sign == sign && !elapsed(in.Now, was.at, settledFor) {
+		return was.value, was.err
+	}
+	value, err := read()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		in.Memory.Keep(name, dated{value, err, sign, in.Now})
+	}
+	return value, err
 }
