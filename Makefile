@@ -61,7 +61,7 @@ nightly: setup ## what takes longer: outages, reboots, repairs, the tutorial, lo
 # SEED=4711 repeats a run's random moments; KILLS=20 takes less time.
 SEED ?= 0
 KILLS ?= 100
-chaos: setup ## what may go wrong around the agent, some forty minutes, into docs/reliability.md
+chaos: setup ## what may go wrong around the agent, an hour, into docs/reliability.md
 	go test -tags cluster -count=1 -timeout 2h -v ./test/e2e -run '^TestChaos$$' -chaos=$(CURDIR)/docs/reliability.md -seed=$(SEED) -kills=$(KILLS)
 
 # FOR=5m is a short one, SEED=4711 makes the same faults again. BROKEN=pids

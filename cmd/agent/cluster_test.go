@@ -1,21 +1,15 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"maps"
-	"math/big"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/hosthygiene/agent/pkg/host"
 	"github.com/hosthygiene/agent/pkg/host/hosttest"
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 // kubeletHost is a host whose kubelet was started with these arguments.
@@ -33,8 +27,8 @@ func kubeletHost(comm string, files map[string]string, argv ...string) string {
 // vendor keeps it: by the running kubelet's flags and configuration, and by
 // well-known names where those are hidden. The sources stand in docs/clusters.md.
 func TestKubeletOfEveryVendor(t *testing.T) {
-	certificate, der := selfSigned(t)
-	_, another := selfSigned(t)
+	certificate, der := selfSigned()
+	_, another := selfSigned()
 	kubeconfig := "clusters:\n- cluster:\n    server: https://api.example:6443"
 	for name, test := range map[string]struct {
 		comm                     string
@@ -98,20 +92,7 @@ func TestKubeletOfEveryVendor(t *testing.T) {
 }
 
 // selfSigned is a certificate as a kubelet without a signer makes it.
-func selfSigned(t *testing.T) (string, *x509.Certificate) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n1"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))), c
+func selfSigned() (string, *x509.Certificate) {
+	p := (*pki.Authority)(nil).Issue("n1")
+	return strings.TrimSpace(string(p.CertPEM())), p.Cert
 }

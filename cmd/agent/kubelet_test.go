@@ -4,17 +4,12 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +22,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/host"
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 const kubeletToken = "a-token-that-nobody-else-sees"
@@ -45,7 +41,7 @@ type servedKubelet struct {
 
 // serveKubelet speaks TLS with a certificate and leaves the rest to serve, which
 // is given each connection once a request was read from it.
-func serveKubelet(t *testing.T, a *authority, cert tls.Certificate, serve func(c net.Conn)) *servedKubelet {
+func serveKubelet(t *testing.T, a *pki.Authority, cert tls.Certificate, serve func(c net.Conn)) *servedKubelet {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -83,7 +79,7 @@ func (s *servedKubelet) accept(l net.Listener, serve func(net.Conn)) {
 	})
 }
 
-func newServedKubelet(t *testing.T, a *authority, address string) *servedKubelet {
+func newServedKubelet(t *testing.T, a *pki.Authority, address string) *servedKubelet {
 	t.Helper()
 	s := &servedKubelet{dir: t.TempDir()}
 	tree, err := host.OpenTree(s.dir)
@@ -92,7 +88,7 @@ func newServedKubelet(t *testing.T, a *authority, address string) *servedKubelet
 	}
 	t.Cleanup(func() { tree.Close() })
 	token, ca := filepath.Join(t.TempDir(), "token"), filepath.Join(t.TempDir(), "ca.crt")
-	for name, data := range map[string][]byte{token: []byte(kubeletToken + "\n"), ca: a.pem()} {
+	for name, data := range map[string][]byte{token: []byte(kubeletToken + "\n"), ca: a.CertPEM()} {
 		if err := os.WriteFile(name, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -144,28 +140,12 @@ func (s *servedKubelet) ask(ctx context.Context) (string, error) {
 	return b.String(), err
 }
 
-// certificate makes one of a server; an authority of nil has it sign itself.
-func certificate(t *testing.T, a *authority, change func(*x509.Certificate)) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "system:node:n1", Organization: []string{"system:nodes"}},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"n1"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	change(template)
-	parent, by := template, key
-	if a != nil {
-		parent, by = a.cert, a.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+// certificate makes one of a kubelet's server; an authority of nil has it sign
+// itself.
+func certificate(a *pki.Authority, changes ...func(*x509.Certificate)) tls.Certificate {
+	return a.Issue("system:node:n1", append([]func(*x509.Certificate){pki.Of("system:nodes"), pki.For("n1"), func(c *x509.Certificate) {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}}, changes...)...).TLS()
 }
 
 func certPEM(c tls.Certificate) []byte {
@@ -178,60 +158,46 @@ func answerWith(text string) func(net.Conn) {
 	}
 }
 
-func asItIs(*x509.Certificate) {}
-
 // The token goes to the kubelet of this node and to nobody else that took its
 // port: the certificate decides.
 func TestKubeletCertificate(t *testing.T) {
-	a, stranger := newAuthority(t), newAuthority(t)
-	named := func(names ...string) func(*x509.Certificate) {
-		return func(c *x509.Certificate) {
-			c.DNSNames, c.IPAddresses = nil, nil
-			for _, n := range names {
-				if ip := net.ParseIP(n); ip != nil {
-					c.IPAddresses = append(c.IPAddresses, ip)
-				} else {
-					c.DNSNames = append(c.DNSNames, n)
-				}
-			}
-		}
-	}
-	const pki = "var/lib/kubelet/pki/"
+	a, stranger := pki.NewAuthority("a test's"), pki.NewAuthority("a test's")
+	const dir = "var/lib/kubelet/pki/"
 	key := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte("not to be looked at")})
 	for name, c := range map[string]struct {
 		cert  tls.Certificate
 		files func(cert tls.Certificate) map[string][]byte
 		says  string // "" for one that is trusted
 	}{
-		"the cluster's, by the node's name":    {cert: certificate(t, a, named("n1"))},
-		"the cluster's, by the node's address": {cert: certificate(t, a, named("192.0.2.7"))},
-		"its own, on the host": {cert: certificate(t, nil, asItIs), files: func(c tls.Certificate) map[string][]byte {
-			return map[string][]byte{pki + "kubelet.crt": certPEM(c)}
+		"the cluster's, by the node's name":    {cert: certificate(a, pki.For("n1"))},
+		"the cluster's, by the node's address": {cert: certificate(a, pki.For("192.0.2.7"))},
+		"its own, on the host": {cert: certificate(nil), files: func(c tls.Certificate) map[string][]byte {
+			return map[string][]byte{dir + "kubelet.crt": certPEM(c)}
 		}},
-		"its own, beside the key": {cert: certificate(t, nil, asItIs), files: func(c tls.Certificate) map[string][]byte {
-			return map[string][]byte{pki + "kubelet-server-current.pem": append(key, certPEM(c)...)}
+		"its own, beside the key": {cert: certificate(nil), files: func(c tls.Certificate) map[string][]byte {
+			return map[string][]byte{dir + "kubelet-server-current.pem": append(key, certPEM(c)...)}
 		}},
-		"the cluster's for another name, on the host": {cert: certificate(t, a, named("elsewhere")), files: func(c tls.Certificate) map[string][]byte {
-			return map[string][]byte{pki + "kubelet-server-current.pem": append(certPEM(c), key...)}
+		"the cluster's for another name, on the host": {cert: certificate(a, pki.For("elsewhere")), files: func(c tls.Certificate) map[string][]byte {
+			return map[string][]byte{dir + "kubelet-server-current.pem": append(certPEM(c), key...)}
 		}},
-		"of the kubelet's config": {cert: certificate(t, stranger, asItIs), files: func(c tls.Certificate) map[string][]byte {
+		"of the kubelet's config": {cert: certificate(stranger), files: func(c tls.Certificate) map[string][]byte {
 			return map[string][]byte{"var/lib/kubelet/config.yaml": []byte("tlsCertFile: /etc/kubelet.crt\n"), "etc/kubelet.crt": certPEM(c)}
 		}},
 
-		"the cluster's, of another node": {cert: certificate(t, a, named("n2", "192.0.2.8")), says: "for another host than n1 or 192.0.2.7"},
-		"the cluster's, named in the CN": {cert: certificate(t, a, named()), says: "for another host"},
-		"the cluster's, of loopback":     {cert: certificate(t, a, named("localhost", "127.0.0.1")), says: "for another host"},
-		"the cluster's, of a client":     {cert: certificate(t, a, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), says: "neither signed by"},
-		"the cluster's, a day after its end": {cert: certificate(t, a, func(c *x509.Certificate) {
+		"the cluster's, of another node": {cert: certificate(a, pki.For("n2", "192.0.2.8")), says: "for another host than n1 or 192.0.2.7"},
+		"the cluster's, named in the CN": {cert: certificate(a, pki.For()), says: "for another host"},
+		"the cluster's, of loopback":     {cert: certificate(a, pki.For("localhost", "127.0.0.1")), says: "for another host"},
+		"the cluster's, of a client":     {cert: certificate(a, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), says: "neither signed by"},
+		"the cluster's, a day after its end": {cert: certificate(a, func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)
 		}), says: "neither signed by"},
-		"another authority's, by the node's name": {cert: certificate(t, stranger, named("n1")), says: "neither signed by"},
-		"its own, on no host":                     {cert: certificate(t, nil, asItIs), says: "neither signed by"},
-		"another than on the host": {cert: certificate(t, nil, asItIs), files: func(tls.Certificate) map[string][]byte {
-			return map[string][]byte{pki + "kubelet.crt": certPEM(certificate(t, nil, asItIs))}
+		"another authority's, by the node's name": {cert: certificate(stranger, pki.For("n1")), says: "neither signed by"},
+		"its own, on no host":                     {cert: certificate(nil), says: "neither signed by"},
+		"another than on the host": {cert: certificate(nil), files: func(tls.Certificate) map[string][]byte {
+			return map[string][]byte{dir + "kubelet.crt": certPEM(certificate(nil))}
 		}, says: "neither signed by"},
-		"what the config does not name": {cert: certificate(t, nil, asItIs), files: func(c tls.Certificate) map[string][]byte {
-			return map[string][]byte{"var/lib/kubelet/config.yaml": []byte("tlsCertFile: /etc/kubelet.crt\n"), pki + "kubelet.crt": certPEM(c)}
+		"what the config does not name": {cert: certificate(nil), files: func(c tls.Certificate) map[string][]byte {
+			return map[string][]byte{"var/lib/kubelet/config.yaml": []byte("tlsCertFile: /etc/kubelet.crt\n"), dir + "kubelet.crt": certPEM(c)}
 		}, says: "neither signed by"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -277,8 +243,8 @@ func forEver(w io.Writer, text string) {
 // A kubelet that answers badly costs the pass its patience and a bounded amount of
 // memory, is an error in words, and keeps no connection.
 func TestKubeletAnswersBadly(t *testing.T) {
-	a := newAuthority(t)
-	cert := certificate(t, a, asItIs)
+	a := pki.NewAuthority("a test's")
+	cert := certificate(a)
 	other := serveKubelet(t, a, cert, answerWith("not to be asked"))
 	const ok = "HTTP/1.1 200 OK\r\n"
 	late := context.DeadlineExceeded
@@ -354,7 +320,7 @@ func TestKubeletIsNone(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close() })
-			s := newServedKubelet(t, newAuthority(t), l.Addr().String())
+			s := newServedKubelet(t, pki.NewAuthority("a test's"), l.Addr().String())
 			s.accept(l, c.serve)
 			limit := time.Minute
 			if c.is != nil {

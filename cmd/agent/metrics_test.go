@@ -3,17 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -24,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hosthygiene/agent/pkg/report"
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 // Of the passwords "right" and "other", at bcrypt's least cost.
@@ -31,64 +26,6 @@ const (
 	hashOfRight = "$2a$04$jPtiUbSWSmYQ8fCYycBQMOpnc6YgQfb38nIXGCGj.c5ZQNwxvxa16"
 	hashOfOther = "$2a$04$EcZ.16o0fN6kL/d6U2XlhOs/5ZYfTUgf2aOgl/8nQKau52hyHHaom"
 )
-
-// authority signs certificates for one test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	last int64
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t}
-	a.cert, a.key = a.sign("an authority of a test", true)
-	return a
-}
-
-func (a *authority) sign(name string, isCA bool) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.last++
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(a.last), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage:    x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	parent, by := a.cert, a.key
-	if isCA {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-		parent, by = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-func (a *authority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
-// issue returns a new certificate and its key, as PEM.
-func (a *authority) issue(name string) (cert, key []byte) {
-	a.t.Helper()
-	c, k := a.sign(name, false)
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
 
 // protectedServer is protectedMetrics at work, with what it said.
 type protectedServer struct {
@@ -199,17 +136,21 @@ func get(t *testing.T, url string, config *tls.Config, user, password string) (i
 
 const served = "hosthygiene_build_info"
 
-func trusting(a *authority, certs ...tls.Certificate) *tls.Config {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return &tls.Config{RootCAs: pool, Certificates: certs}
+func trusting(a *pki.Authority, certs ...tls.Certificate) *tls.Config {
+	return &tls.Config{RootCAs: a.Pool(), Certificates: certs}
+}
+
+// issued returns a new certificate of a server here and its key, as PEM.
+func issued(a *pki.Authority) (cert, key []byte) {
+	p := a.Issue("server", pki.For("127.0.0.1"))
+	return p.CertPEM(), p.KeyPEM()
 }
 
 const tlsOnly = "tls_server_config: {cert_file: tls.crt, key_file: tls.key}\n"
 
 func TestMetricsOverTLS(t *testing.T) {
-	ca := newAuthority(t)
-	cert, key := ca.issue("first")
+	ca := pki.NewAuthority("a test's")
+	cert, key := issued(ca)
 	s := startProtected(t, map[string]string{"web.yml": tlsOnly, "tls.crt": string(cert), "tls.key": string(key)})
 	at := next(t, s.at)
 
@@ -231,24 +172,23 @@ func TestMetricsOverTLS(t *testing.T) {
 	}
 
 	// A certificate that is renewed.
-	serial := func() (n int64, err error) {
+	shown := func() (cert []byte, err error) {
 		conn, err := tls.Dial("tcp", at, trusting(ca))
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		defer conn.Close()
-		return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64(), nil
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: conn.ConnectionState().PeerCertificates[0].Raw}), nil
 	}
-	before, err := serial()
-	if err != nil {
-		t.Fatal(err)
+	if before, err := shown(); err != nil || !bytes.Equal(before, cert) {
+		t.Errorf("another certificate is shown (%v)", err)
 	}
 	// For a moment the two do not belong together, which may be told.
-	cert, key = ca.issue("second")
+	cert, key = issued(ca)
 	s.write("tls.crt", cert)
 	s.write("tls.key", key)
-	if after, err := serial(); err != nil || after != before+1 {
-		t.Errorf("the certificate was %d and is %d (%v)", before, after, err)
+	if after, err := shown(); err != nil || !bytes.Equal(after, cert) {
+		t.Errorf("the old certificate is shown (%v)", err)
 	}
 
 	// One that is not there closes the door and is told, and so is its end.
@@ -257,35 +197,29 @@ func TestMetricsOverTLS(t *testing.T) {
 	}
 	for !strings.HasPrefix(next(t, s.tell), "Warning MetricsNotServed metrics: web config "+s.dir+"/web.yml: failed to read cert_file") {
 	}
-	if _, err := serial(); err == nil {
+	if _, err := shown(); err == nil {
 		t.Error("a connection was made without a certificate")
 	}
 	s.write("tls.crt", cert)
 	if got := next(t, s.tell); got != "Normal MetricsServed metrics: the web config is right, metrics are served" {
 		t.Error(got)
 	}
-	if after, err := serial(); err != nil || after != before+1 {
-		t.Errorf("the certificate is %d (%v)", after, err)
+	if after, err := shown(); err != nil || !bytes.Equal(after, cert) {
+		t.Errorf("another certificate is shown (%v)", err)
 	}
 }
 
 // The example is for client certificates.
 func TestMetricsForClientCertificates(t *testing.T) {
-	ca, other := newAuthority(t), newAuthority(t)
-	cert, key := ca.issue("server")
+	ca, other := pki.NewAuthority("a test's"), pki.NewAuthority("a test's")
+	cert, key := issued(ca)
 	example, err := os.ReadFile("../../examples/web.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startProtected(t, map[string]string{"web.yml": string(example), "tls.crt": string(cert), "tls.key": string(key), "ca.crt": string(ca.pem())})
+	s := startProtected(t, map[string]string{"web.yml": string(example), "tls.crt": string(cert), "tls.key": string(key), "ca.crt": string(ca.CertPEM())})
 	at := next(t, s.at)
-	pair := func(a *authority) tls.Certificate {
-		c, err := tls.X509KeyPair(a.issue("prometheus"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	pair := func(a *pki.Authority) tls.Certificate { return a.Issue("prometheus").TLS() }
 	for _, c := range []struct {
 		who    string
 		config *tls.Config
@@ -330,8 +264,8 @@ func TestMetricsForAPassword(t *testing.T) {
 	}
 
 	// TLS switched on needs a new listener, and gets one.
-	ca := newAuthority(t)
-	cert, key := ca.issue("server")
+	ca := pki.NewAuthority("a test's")
+	cert, key := issued(ca)
 	s.write("tls.crt", cert)
 	s.write("tls.key", key)
 	s.write("web.yml", append(users(hashOfRight), tlsOnly...))
@@ -369,7 +303,7 @@ func TestMetricsWaitForARightWebConfig(t *testing.T) {
 
 // What is told of a wrong file helps, and tells nobody its secrets.
 func TestWrongWebConfigs(t *testing.T) {
-	_, key := newAuthority(t).issue("x")
+	_, key := issued(pki.NewAuthority("a test's"))
 	secret := string(bytes.Split(key, []byte("\n"))[1])
 	for _, c := range []struct{ text, want string }{
 		{"", "neither tls_server_config nor basic_auth_users: leave out --web.config.file to serve metrics to everybody"},

@@ -3,17 +3,11 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -27,47 +21,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/hosthygiene/agent/pkg/fleet"
+	"github.com/hosthygiene/agent/test/pki"
 )
-
-// authority signs certificates for API servers, and for others.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "cluster"}, NotAfter: time.Now().Add(time.Hour), IsCA: true,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
-}
-
-func (a *authority) issue(t *testing.T, names ...string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour), DNSNames: names,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
 
 // apiServer answers from a map of paths to JSON, and notes who asked with which
 // credentials.
@@ -78,7 +33,7 @@ type apiServer struct {
 	paths  []string
 }
 
-func serve(t *testing.T, a *authority, answers map[string]string, names ...string) *apiServer {
+func serve(t *testing.T, a *pki.Authority, answers map[string]string, names ...string) *apiServer {
 	t.Helper()
 	s := &apiServer{}
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -95,7 +50,7 @@ func serve(t *testing.T, a *authority, answers map[string]string, names ...strin
 		}
 		w.WriteHeader(http.StatusNotFound)
 	}))
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{a.issue(t, names...)}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{a.Issue("kube-apiserver", pki.For(append(names, "127.0.0.1")...)).TLS()}}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
@@ -140,19 +95,19 @@ func server(version, hash string) map[string]string {
 // TestAPIServers: each is asked by itself, and only one whose certificate names
 // an API server is sent the user's token.
 func TestAPIServers(t *testing.T) {
-	ca := newAuthority(t)
+	ca := pki.NewAuthority("cluster")
 	one := serve(t, ca, server("v1.36.3", "aaa"), serverName)
 	two := serve(t, ca, server("v1.37.0", "bbb"), serverName)
 	kubelet := serve(t, ca, server("v1.36.3", "aaa"), "node-1") // its certificate is of the same authority
-	stranger := serve(t, newAuthority(t), server("v1.36.3", "aaa"), serverName)
+	stranger := serve(t, pki.NewAuthority("cluster"), server("v1.36.3", "aaa"), serverName)
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	closed.Close()
-	front := serve(t, newAuthority(t), map[string]string{ // a load balancer with a certificate of its own
+	front := serve(t, pki.NewAuthority("cluster"), map[string]string{ // a load balancer with a certificate of its own
 		"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices": slice(t, one.address(), two.address(), kubelet.address(), stranger.address(), closed.Addr().String()),
-		"/api/v1/namespaces/kube-system/configmaps/kube-root-ca.crt":  `{"apiVersion":"v1","kind":"ConfigMap","data":{"ca.crt":` + quote(t, ca.pem) + `}}`,
+		"/api/v1/namespaces/kube-system/configmaps/kube-root-ca.crt":  `{"apiVersion":"v1","kind":"ConfigMap","data":{"ca.crt":` + quote(t, ca.CertPEM()) + `}}`,
 	}, "front.example")
 	config := &rest.Config{Host: front.URL, BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{CAData: pemOf(front)}}
 	c, err := New(config)
@@ -196,9 +151,9 @@ func TestAPIServers(t *testing.T) {
 
 // TestNobodyVouches: without an authority nobody is sent credentials.
 func TestNobodyVouches(t *testing.T) {
-	ca := newAuthority(t)
+	ca := pki.NewAuthority("cluster")
 	one := serve(t, ca, server("v1.36.3", "aaa"), serverName)
-	front := serve(t, newAuthority(t), map[string]string{"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices": slice(t, one.address())}, "front.example")
+	front := serve(t, pki.NewAuthority("cluster"), map[string]string{"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices": slice(t, one.address())}, "front.example")
 	c, err := New(&rest.Config{Host: front.URL, BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +182,7 @@ func pemOf(s *apiServer) []byte {
 
 func newClient(t *testing.T, answers map[string]string) (*Client, *apiServer) {
 	t.Helper()
-	s := serve(t, newAuthority(t), answers, serverName)
+	s := serve(t, pki.NewAuthority("cluster"), answers, serverName)
 	c, err := New(&rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	if err != nil {
 		t.Fatal(err)

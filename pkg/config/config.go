@@ -218,14 +218,15 @@ func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
 	if own := p.General().Interval; own > 0 {
 		return own.D()
 	}
-	if every := s.Interval.D(); !p.Rarely() || every < time.Minute {
-		return every
+	every := s.Interval.D()
+	if p.Rarely() && every >= time.Minute { // who asks for less means all of them
+		return max(every, rarely)
 	}
-	return max(s.Interval.D(), rarely)
+	return every
 }
 
-// rarely is how often a probe runs at least of which nearly all is announced, and
-// the rest a matter of hours. Who asks for less than a minute means all of them.
+// rarely is the shortest interval of a probe that sees nearly all by being woken,
+// and for which the rest is a matter of hours.
 const rarely = 5 * time.Minute
 
 // Remedies says what the agent may repair, when, and on how many nodes at once.

@@ -610,8 +610,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestIntervalFor: updates and kubelet look every five minutes at most, but where
-// somebody wants to have it otherwise.
+// TestIntervalFor: updates and kubelet look every five minutes where the others do
+// every minute or two, unless somebody wants to have it otherwise.
 func TestIntervalFor(t *testing.T) {
 	for _, test := range []struct {
 		config        string

@@ -92,7 +92,7 @@ func (c *chaos) run(t *testing.T, name string, section func(*testing.T)) {
 	took := time.Since(began).Round(time.Second)
 	c.Spent(fmt.Sprintf("chaos: %s, %s", name, took))
 	c.spent = append(c.spent, []string{name, began.UTC().Format(time.DateOnly), version(), strconv.FormatUint(c.seed, 10), took.String()})
-	if *chaosInto != "" { // at once: a run of forty minutes may be ended before its end
+	if *chaosInto != "" { // at once: a run of an hour may be ended before its end
 		c.write(t, *chaosInto)
 	}
 }
@@ -101,7 +101,7 @@ func (c *chaos) run(t *testing.T, name string, section func(*testing.T)) {
 // came of it into docs/reliability.md: "make chaos".
 func TestChaos(t *testing.T) {
 	if *chaosInto == "" {
-		t.Skip("takes some forty minutes; make chaos")
+		t.Skip("takes an hour; make chaos")
 	}
 	w := deploy(t)
 	c := newChaos(t, w, longChaos())

@@ -3,17 +3,11 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,54 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hosthygiene/agent/test/pki"
 	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
-
-// authority signs certificates, in place of cert-manager.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{}
-	a.cert, a.key, a.pem, _ = a.sign(t, "e2e authority")
-	return a
-}
-
-// sign makes a certificate and its key, by itself for the first one.
-func (a *authority) sign(t *testing.T, name string) (cert *x509.Certificate, key *ecdsa.PrivateKey, certPEM, keyPEM []byte) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The node's clock may be behind.
-	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		DNSNames: []string{"agent.e2e"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true}
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
-}
 
 // metricsForCertificates installs the overlay metrics-tls with the web config of
 // the examples and real Secrets: nothing is served before they are there, then
@@ -84,18 +33,11 @@ func (w *world) metricsForCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	ca, stranger := newAuthority(t), newAuthority(t)
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.cert)
-	get := func(scheme string, by *authority) (status int, body string, served *x509.Certificate, err error) {
-		config := &tls.Config{RootCAs: pool, ServerName: "agent.e2e"}
+	ca, stranger := pki.NewAuthority("e2e"), pki.NewAuthority("another")
+	get := func(scheme string, by *pki.Authority) (status int, body string, served *x509.Certificate, err error) {
+		config := &tls.Config{RootCAs: ca.Pool(), ServerName: "agent.e2e"}
 		if by != nil {
-			_, _, cert, key := by.sign(t, "prometheus")
-			pair, err := tls.X509KeyPair(cert, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			config.Certificates = []tls.Certificate{pair}
+			config.Certificates = []tls.Certificate{by.Issue("prometheus").TLS()}
 		}
 		client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 		answer, err := client.Get(fmt.Sprintf("%s://127.0.0.1:%d/metrics", scheme, w.Node.MetricsPort()))
@@ -132,10 +74,10 @@ func (w *world) metricsForCertificates(t *testing.T) {
 	}
 	issue := func() (serial *big.Int) {
 		t.Helper()
-		cert, _, certPEM, keyPEM := ca.sign(t, "agent.e2e")
-		keys = append(keys, strings.Split(string(keyPEM), "\n")[1])
-		secret("host-hygiene-metrics-tls", map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM, "ca.crt": ca.pem})
-		return cert.SerialNumber
+		p := ca.Issue("agent.e2e", pki.For("agent.e2e"))
+		keys = append(keys, strings.Split(string(p.KeyPEM()), "\n")[1])
+		secret("host-hygiene-metrics-tls", map[string][]byte{"tls.crt": p.CertPEM(), "tls.key": p.KeyPEM(), "ca.crt": ca.CertPEM()})
+		return p.Cert.SerialNumber
 	}
 	served := func(serial *big.Int) func() error {
 		return func() error {

@@ -115,7 +115,8 @@ func (w *world) runbooks(t *testing.T) {
 		}
 	})
 	count := map[int]int{}
-	judge := func(c command, code int, said string) {
+	judge := func(t *testing.T, c command, code int, said string) {
+		t.Helper()
 		count[code]++
 		switch {
 		case (misused.MatchString(said) || code == 126 || code == 127) && !strings.Contains(c.line, "|| rpm"):
@@ -144,7 +145,7 @@ func (w *world) runbooks(t *testing.T) {
 				if _, err := fmt.Sscan(headline, &i, &code); err != nil {
 					t.Fatalf("%q: %v", headline, err)
 				}
-				judge(commands[i], code, strings.TrimSpace(said))
+				judge(t, commands[i], code, strings.TrimSpace(said))
 			}
 		}
 	})
@@ -160,7 +161,7 @@ func (w *world) runbooks(t *testing.T) {
 			if err != nil && !isNotHere.Match(out) && !strings.Contains(c.line, "| grep ") {
 				t.Errorf("%s: %s: %v: %s", c.page, c.line, err, out)
 			}
-			judge(c, cmd.ProcessState.ExitCode(), string(out))
+			judge(t, c, cmd.ProcessState.ExitCode(), string(out))
 		}
 	})
 	w.Note("runbooks", fmt.Sprintf("%d commands in %s, by exit code: %v", len(first), time.Since(began).Round(time.Second), count))

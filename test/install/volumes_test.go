@@ -21,45 +21,8 @@ import (
 	"github.com/hosthygiene/agent/pkg/probes"
 	"github.com/hosthygiene/agent/pkg/report"
 	"github.com/hosthygiene/agent/test/rig"
+	"github.com/hosthygiene/agent/test/rig/rigtest"
 )
-
-// A volume of a driver that nobody serves, and a pod on the host that wants it: the
-// attach/detach controller makes the VolumeAttachment and names it.
-const volumeObjects = `
-apiVersion: storage.k8s.io/v1
-kind: CSIDriver
-metadata: {name: block.csi.example}
-spec: {attachRequired: true}
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {name: pv-data}
-spec:
-  capacity: {storage: 1Gi}
-  accessModes: [ReadWriteOnce]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: ""
-  claimRef: {namespace: default, name: data}
-  csi: {driver: block.csi.example, volumeHandle: array-7/vol-0123456789}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: data, namespace: default}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: ""
-  volumeName: pv-data
-  resources: {requests: {storage: 1Gi}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: default}
-spec:
-  nodeName: host
-  terminationGracePeriodSeconds: 0
-  containers: [{name: db, image: example.invalid/db, volumeMounts: [{name: data, mountPath: /data}]}]
-  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
-`
 
 const (
 	volumeName = "kubernetes.io/csi/block.csi.example^array-7/vol-0123456789"
@@ -136,7 +99,7 @@ func volumesAreCompared(t *testing.T, cp *rig.ControlPlane) {
 	cluster := &countingCluster{Cluster: report.NewCluster(publisher, api, func() { publisher.WaitKnown(ctx) })}
 
 	kubectl("", "annotate", "node", "host", "volumes.kubernetes.io/controller-managed-attach-detach=true")
-	kubectl(volumeObjects, "apply", "-f", "-")
+	kubectl(rigtest.UnservedVolume("host"), "apply", "-f", "-")
 	defer func() { // whatever happened: what comes after has no use for a node with a volume
 		cp.KubectlCommand(context.WithoutCancel(ctx), "delete", "--wait=false", "pod/db", "pvc/data", "pv/pv-data", "csidriver/block.csi.example").Run()
 	}()

@@ -2,9 +2,6 @@ package rig
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -20,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 // hostFromGuest is the address under which a guest on QEMU's user network sees
@@ -41,7 +40,7 @@ type ControlPlane struct {
 	dir   string
 	tools Tools
 	opts  ControlPlaneOptions
-	ca    *authority
+	ca    *pki.Authority
 	port  int
 	// etcdURL is where etcd answers without a certificate, on the loopback.
 	etcdURL string
@@ -83,9 +82,7 @@ func (cp *ControlPlane) start(ctx context.Context) error {
 	}
 	etcdPort, peerPort := ports[1], ports[2]
 	cp.port = ports[0]
-	if cp.ca, err = newAuthority(); err != nil {
-		return err
-	}
+	cp.ca = pki.NewAuthority("kubernetes")
 	if cp.egress, err = startEgress(cp.ca); err != nil {
 		return err
 	}
@@ -142,46 +139,27 @@ func (cp *ControlPlane) start(ctx context.Context) error {
 func (cp *ControlPlane) file(name string) string { return filepath.Join(cp.dir, name) }
 
 func (cp *ControlPlane) writeFiles() error {
-	serving, err := cp.ca.issue("kube-apiserver", nil, "127.0.0.1", "localhost", hostFromGuest, "10.96.0.1",
-		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
-	if err != nil {
-		return err
-	}
-	admin, err := cp.ca.issue("kubernetes-admin", []string{"system:masters"})
-	if err != nil {
-		return err
-	}
-	manager, err := cp.ca.issue("system:kube-controller-manager", nil)
-	if err != nil {
-		return err
-	}
-	scheduler, err := cp.ca.issue("system:kube-scheduler", nil)
-	if err != nil {
-		return err
-	}
-	tokenKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("making the key that signs tokens: %w", err)
-	}
-	private, err := encodeKey(tokenKey)
-	if err != nil {
-		return fmt.Errorf("making the key that signs tokens: %w", err)
-	}
+	serving := cp.ca.Issue("kube-apiserver", pki.For("127.0.0.1", "localhost", hostFromGuest, "10.96.0.1",
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"))
+	admin := cp.ca.Issue("kubernetes-admin", pki.Of("system:masters"))
+	manager := cp.ca.Issue("system:kube-controller-manager")
+	scheduler := cp.ca.Issue("system:kube-scheduler")
+	tokenKey := pki.NewKey()
 	publicDER, err := x509.MarshalPKIXPublicKey(tokenKey.Public())
 	if err != nil {
 		return fmt.Errorf("making the key that signs tokens: %w", err)
 	}
 	here := cp.Server()
 	for name, data := range map[string][]byte{
-		"ca.crt":                       cp.ca.pem,
-		"apiserver.crt":                serving.cert,
-		"apiserver.key":                serving.key,
-		"admin.crt":                    admin.cert,
-		"admin.key":                    admin.key,
-		"admin.conf":                   cp.ca.kubeconfig(here, "kubernetes-admin", admin),
-		"kube-controller-manager.conf": cp.ca.kubeconfig(here, "system:kube-controller-manager", manager),
-		"kube-scheduler.conf":          cp.ca.kubeconfig(here, "system:kube-scheduler", scheduler),
-		"sa.key":                       private,
+		"ca.crt":                       cp.ca.CertPEM(),
+		"apiserver.crt":                serving.CertPEM(),
+		"apiserver.key":                serving.KeyPEM(),
+		"admin.crt":                    admin.CertPEM(),
+		"admin.key":                    admin.KeyPEM(),
+		"admin.conf":                   kubeconfig(cp.ca, here, "kubernetes-admin", admin),
+		"kube-controller-manager.conf": kubeconfig(cp.ca, here, "system:kube-controller-manager", manager),
+		"kube-scheduler.conf":          kubeconfig(cp.ca, here, "system:kube-scheduler", scheduler),
+		"sa.key":                       pki.KeyPEM(tokenKey),
 		"sa.pub":                       pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: publicDER}),
 		"audit.yaml": []byte(`apiVersion: audit.k8s.io/v1
 kind: Policy

@@ -2,13 +2,14 @@ package rig
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
+
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 // egress is how the API server reaches kubelets, for logs and exec, and agents, by
@@ -24,19 +25,10 @@ type egress struct {
 	routes map[string]string // "10.0.2.15:10250" to "127.0.0.1:23456"
 }
 
-func startEgress(ca *authority) (*egress, error) {
+func startEgress(ca *pki.Authority) (*egress, error) {
 	// With TLS, because the API server (1.36) crashes when it is given an
 	// http URL without any.
-	serving, err := ca.issue("egress", nil, "127.0.0.1")
-	if err != nil {
-		return nil, err
-	}
-	cert, err := tls.X509KeyPair(serving.cert, serving.key)
-	if err != nil {
-		return nil, fmt.Errorf("starting the proxy to the nodes: %w", err)
-	}
-	clients := x509.NewCertPool()
-	clients.AddCert(ca.cert)
+	serving := ca.Issue("egress", pki.For("127.0.0.1"))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("starting the proxy to the nodes: %w", err)
@@ -46,8 +38,8 @@ func startEgress(ca *authority) (*egress, error) {
 		Handler: http.HandlerFunc(e.connect),
 		// Not HTTP/2, whose connections cannot be taken over.
 		TLSConfig: &tls.Config{
-			Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
-			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients,
+			Certificates: []tls.Certificate{serving.TLS()}, NextProtos: []string{"http/1.1"},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool(),
 		},
 	}
 	go e.server.ServeTLS(l, "", "") // ends with the error that it was closed

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hosthygiene/agent/test/pki"
 )
 
 // NodeOptions describe a node. The zero value is good.
@@ -244,17 +246,11 @@ func (n *Node) writeCredentials(extra map[string]string) error {
 	}
 	if n.cp != nil {
 		server := fmt.Sprintf("https://%s:%d", hostFromGuest, n.cp.port)
-		kubelet, err := n.cp.ca.issue("system:node:"+n.name, []string{"system:nodes"})
-		if err != nil {
-			return err
-		}
-		proxy, err := n.cp.ca.issue("system:kube-proxy", nil)
-		if err != nil {
-			return err
-		}
-		files["/etc/kubernetes/pki/ca.crt"] = string(n.cp.ca.pem)
-		files["/etc/kubernetes/kubelet.conf"] = string(n.cp.ca.kubeconfig(server, "default-auth", kubelet))
-		files["/etc/kubernetes/kube-proxy.conf"] = string(n.cp.ca.kubeconfig(server, "default", proxy))
+		kubelet := n.cp.ca.Issue("system:node:"+n.name, pki.Of("system:nodes"))
+		proxy := n.cp.ca.Issue("system:kube-proxy")
+		files["/etc/kubernetes/pki/ca.crt"] = string(n.cp.ca.CertPEM())
+		files["/etc/kubernetes/kubelet.conf"] = string(kubeconfig(n.cp.ca, server, "default-auth", kubelet))
+		files["/etc/kubernetes/kube-proxy.conf"] = string(kubeconfig(n.cp.ca, server, "default", proxy))
 	}
 	for path, content := range extra {
 		files[path] = content
