@@ -21,11 +21,11 @@ import (
 // Changes are noticed by inotify on the directory, because that is where they
 // happen: the kubelet swaps the symlink ..data beside the files of a ConfigMap
 // (kubernetes/pkg/volume/util/atomic_writer.go), and editors rename a new file
-// into place. The file is read every 30 seconds besides, for what inotify does
+// into place. The file is read every minute besides, for what inotify does
 // not tell: no instances left (fs.inotify.max_user_instances), a directory that
 // was itself replaced, a symlink's target in another directory.
 func Watch(ctx context.Context, file string, onChange func(*Config, error)) {
-	watcher{file: file, poll: 30 * time.Second, settle: 200 * time.Millisecond, listen: fsnotify.NewWatcher}.run(ctx, onChange)
+	watcher{file: file, poll: time.Minute, settle: 200 * time.Millisecond, listen: fsnotify.NewWatcher}.run(ctx, onChange)
 }
 
 type watcher struct {
@@ -61,9 +61,9 @@ func (w watcher) run(ctx context.Context, onChange func(*Config, error)) {
 	watch()
 	last := ""
 	check := func() {
-		if state, c, err := w.read(); state != last {
+		if state, parse := w.read(); state != last {
 			last = state
-			onChange(c, err)
+			onChange(parse())
 		}
 	}
 	check()
@@ -103,17 +103,15 @@ func (w watcher) run(ctx context.Context, onChange func(*Config, error)) {
 	}
 }
 
-// read returns the file parsed, and a word that is the same for the same
-// content or failure.
-func (w watcher) read() (state string, c *Config, err error) {
+// read reads the file. state is the same for the same content or failure.
+func (w watcher) read() (state string, parse func() (*Config, error)) {
 	data, err := read(w.file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "absent", &Config{}, nil
+		return "absent", func() (*Config, error) { return &Config{}, nil }
 	case err != nil:
-		return "error " + err.Error(), nil, err
+		return "error " + err.Error(), func() (*Config, error) { return nil, err }
 	}
 	sum := sha256.Sum256(data)
-	c, err = Parse(w.file, data)
-	return "content " + string(sum[:]), c, err
+	return "content " + string(sum[:]), func() (*Config, error) { return Parse(w.file, data) }
 }

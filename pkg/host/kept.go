@@ -164,8 +164,9 @@ func (r *Root) dirOf(name string) (d *keptFD, fresh bool, err error) {
 type keptFiles struct {
 	kept[fileName]
 	// seen has what was read once, by a sum of its name, so that what is read no
-	// second time is not kept. Another file of the same sum makes it forget one.
-	seen  [1024]uint64
+	// second time is not kept. Two that share a place, one in fifty of 300, make
+	// it forget each other and are opened each time.
+	seen  [1 << 14]uint16
 	seed  maphash.Seed
 	began sync.Once
 }
@@ -182,11 +183,11 @@ const maxKeptFiles = 256
 func (k *keptFiles) again(name fileName) bool {
 	k.began.Do(func() { k.seed = maphash.MakeSeed() })
 	sum := maphash.Comparable(k.seed, name)
-	at := &k.seen[sum%uint64(len(k.seen))]
+	at, tag := &k.seen[sum%uint64(len(k.seen))], uint16(sum>>48)|1
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	was := *at == sum
-	*at = sum
+	was := *at == tag
+	*at = tag
 	return was
 }
 
@@ -220,7 +221,7 @@ func (r *Root) mayKeep(n fileName) bool {
 		return false
 	}
 	switch base {
-	case "comm", "stat", "status", "cgroup", "oom_score_adj", "cmdline":
+	case "comm", "stat", "status", "cgroup", "oom_score", "oom_score_adj", "cmdline":
 		return true
 	case "mountinfo":
 		// It keeps the mount namespace of whoever it was opened for.
