@@ -48,7 +48,7 @@ func (h *Host) FollowUnits(ctx context.Context, names []string, l Listener) erro
 		if err := s.subscribe(ctx, c, bus, names); err != nil {
 			return err
 		}
-		memory.listening(c, names)
+		memory.listening(c, s.names)
 		return nil
 	}
 	if err := subscribe(); err != nil {
@@ -112,8 +112,9 @@ func (h *Host) signalConn(ctx context.Context, s *unitSignals) (c *dbus.Conn, bu
 // about, which is all that matters of them.
 type unitSignals struct {
 	poke chan struct{}
-	// told is called at each, whether it may last or not.
-	told func()
+	// told is called at each, whether it may last or not, with the unit's path
+	// when it is about one.
+	told func(dbus.ObjectPath)
 
 	mu sync.Mutex
 	// owner is who systemd is on the bus; empty on its own socket.
@@ -213,7 +214,7 @@ func (s *unitSignals) DeliverSignal(_, _ string, sig *dbus.Signal) {
 		if len(names) == 0 {
 			return
 		}
-		s.told()
+		s.told(sig.Path)
 		if !unitSettled(sig.Body) {
 			return
 		}
@@ -223,19 +224,19 @@ func (s *unitSignals) DeliverSignal(_, _ string, sig *dbus.Signal) {
 			}
 		}
 	case systemdManager + ".Reloading":
-		s.told()
+		s.told("")
 		if len(sig.Body) == 1 && sig.Body[0] == true {
 			return // it will say when it has
 		}
 		s.files = true
 	case systemdManager + ".UnitFilesChanged", systemdManager + ".StartupFinished":
-		s.told()
+		s.told("")
 		s.files = true
 	case busName + ".NameOwnerChanged":
 		if len(sig.Body) != 3 || sig.Body[0] != systemdName || sig.Body[2] == "" {
 			return
 		}
-		s.told()
+		s.told("")
 		s.newOwner = true
 	default:
 		return

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
 )
 
 // Subscribe is systemd's; the signals of the tests go to everybody with a match.
@@ -207,9 +209,65 @@ func TestFollowedUnitsAreNotAskedAgain(t *testing.T) {
 		b.bus.units.answers[what] = a
 	}
 	b.bus.units.mu.Unlock()
-	asked("ten minutes later", true, pass(), chrony)
+	asked("half an hour later", true, pass(), chrony)
 	asked("right after", false, pass(), chrony)
 	stop()
 	<-heard.ended
 	asked("nobody listens any more", true, pass(), chrony)
+}
+
+// TestOnlyTheUnitToldOfIsAsked: what is told of one unit is no reason to ask about
+// the others.
+func TestOnlyTheUnitToldOfIsAsked(t *testing.T) {
+	b := newBusHost(t)
+	var m *fakeManager
+	c := b.serve(t, systemdName, func(c *dbus.Conn) { m = exportManager(c) })
+	ctx := within(t, 20*time.Second)
+	set := func(key string, v any) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.props[key] = dbus.MakeVariant(v)
+	}
+	names := []string{"chrony.service", "data.mount"}
+	follow(t, func(ctx context.Context, l Listener) error { return b.FollowUnits(ctx, names, l) })
+	asked := func(why string, chrony, data bool) {
+		t.Helper()
+		m.mu.Lock()
+		m.asked = nil
+		m.mu.Unlock()
+		got, err := b.Units(AsOf(ctx, time.Now()), names...)
+		wantChrony, wantData := wantUnits()
+		wantChrony.FileState = "disabled"
+		if diff := cmp.Diff([]Unit{wantChrony, wantData}, got); diff != "" || err != nil {
+			t.Errorf("%s: %v\n%s", why, err, diff)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		about := strings.Join(m.asked, "\n")
+		if strings.Contains(about, "chrony ") != chrony || strings.Contains(about, "data ") != data {
+			t.Errorf("%s: asked %q", why, m.asked)
+		}
+	}
+	set("manager Manager UnitsLoadTimestampMonotonic", uint64(100))
+	set("chrony Unit UnitFileState", "disabled")
+	asked("the first time", true, true)
+	asked("nothing has happened", false, false)
+	changes(t, c, "data_2emount", 7, "active")()
+	asked("told of the mount", false, true)
+	changes(t, c, "chrony_2eservice", 7, "active")()
+	asked("told of chrony", true, false)
+	b.bus.units.mu.Lock()
+	b.bus.units.answers = nil
+	for path, k := range b.bus.units.known {
+		if strings.Contains(string(path), "data") {
+			k.sign.sub = "mounting"
+		}
+		b.bus.units.known[path] = k
+	}
+	b.bus.units.mu.Unlock()
+	asked("the mount is in another state", false, true)
+	if err := c.Emit(systemdPath, systemdManager+".UnitFilesChanged"); err != nil {
+		t.Fatal(err)
+	}
+	asked("told of unit files", true, true)
 }

@@ -442,10 +442,13 @@ const maxInFlight = 64
 // a third of what an idle agent costs, and cost PID 1 and the bus as much.
 func (h *Host) units(ctx context.Context, method string, names []string, args ...any) ([]Unit, error) {
 	memory, what := &h.bus.units, method+" "+strings.Join(names, " ")
+	told := false
 	if h.bus.silence() == nil { // or each pass would wait for the bus first
-		if units, ok := memory.recallAnswer(ctx, &h.calls, what); ok {
+		units, ok, all := memory.recallAnswer(ctx, &h.calls, what)
+		if ok {
 			return units, nil
 		}
+		told = all
 	}
 	heard := memory.heardSoFar()
 	units, err := askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
@@ -480,7 +483,7 @@ func (h *Host) units(ctx context.Context, method string, names []string, args ..
 			}
 			return collect()
 		}
-		units, signs := make([]Unit, len(list)), make([]unitSign, len(list))
+		units, signs, done := make([]Unit, len(list)), make([]unitSign, len(list)), make([]bool, len(list))
 		var loaded uint64
 		if err := get(systemdPath, propertyCall{iface: systemdManager, name: "UnitsLoadTimestampMonotonic", set: func(v any) { loaded, _ = v.(uint64) }}); err != nil {
 			return nil, err
@@ -489,6 +492,9 @@ func (h *Host) units(ctx context.Context, method string, names []string, args ..
 			u := &units[i]
 			*u = Unit{Name: st.Name, ID: st.Name, Load: st.LoadState, Active: st.ActiveState, Sub: st.SubState, Job: st.JobId != 0}
 			if u.Load == "not-found" {
+				continue
+			}
+			if done[i] = told && memory.untold(st.Path, u); done[i] {
 				continue
 			}
 			if err := get(st.Path, unitChanges(u, &signs[i])...); err != nil {
@@ -501,7 +507,7 @@ func (h *Host) units(ctx context.Context, method string, names []string, args ..
 		for i, st := range list {
 			u := &units[i]
 			signs[i].loaded = loaded
-			if u.Load == "not-found" || memory.recall(st.Path, signs[i], u) {
+			if u.Load == "not-found" || done[i] || memory.recall(st.Path, signs[i], u) {
 				continue
 			}
 			if err := get(st.Path, unitProperties(u)...); err != nil {
@@ -512,8 +518,8 @@ func (h *Host) units(ctx context.Context, method string, names []string, args ..
 			return nil, err
 		}
 		for i, st := range list {
-			if units[i].Load != "not-found" {
-				memory.keep(st.Path, signs[i], units[i])
+			if units[i].Load != "not-found" && !done[i] {
+				memory.keep(st.Path, signs[i], units[i], heard)
 			}
 		}
 		return units, nil

@@ -311,7 +311,7 @@ func TestUnitsAreRemembered(t *testing.T) {
 	}
 	b.bus.units.mu.Unlock()
 	if n := look(chrony); n == 3 {
-		t.Error("what has no sign is not asked again after ten minutes")
+		t.Error("what has no sign is not asked again after half an hour")
 	}
 	if n := look(chrony); n != 3 {
 		t.Errorf("%d questions after that, want 3", n)

@@ -28,10 +28,14 @@ type unitMemory struct {
 	// nil while nobody listens.
 	signals  *dbus.Conn
 	followed map[string]bool
-	// heard counts what was told.
-	heard   uint64
-	answers map[string]unitAnswer
-	pong    shared[*dbus.Conn]
+	paths    map[dbus.ObjectPath]bool
+	// heard counts what was told: last of all units, and lastOf one.
+	heard, last uint64
+	lastOf      map[dbus.ObjectPath]uint64
+	answers     map[string]unitAnswer
+	pong        shared[*dbus.Conn]
+	// mute is when systemd last did not say that it is there.
+	mute time.Time
 }
 
 type unitAnswer struct {
@@ -44,12 +48,14 @@ type knownUnit struct {
 	unit Unit
 	sign unitSign
 	at   time.Time
+	// heard is what was told before it was last asked for its sign.
+	heard uint64
 }
 
 const (
 	// unitsKept is for what has no sign: a service may name another main
 	// process without a change of its state (sd_notify(3), MAINPID=).
-	unitsKept = 10 * time.Minute
+	unitsKept = 30 * time.Minute
 	// maxUnitsKept is far more than probes ask for, but for a host that has
 	// thousands of mount units.
 	maxUnitsKept = 4096
@@ -69,29 +75,50 @@ func (m *unitMemory) recall(path dbus.ObjectPath, sign unitSign, u *Unit) bool {
 	return true
 }
 
-// keep remembers a unit that was asked just now, and is no news for one that is
-// remembered already.
-func (m *unitMemory) keep(path dbus.ObjectPath, sign unitSign, u Unit) {
+// untold fills in what is remembered of a followed unit of which nothing was told
+// since it was asked, and whose state is the same, without asking for its sign.
+func (m *unitMemory) untold(path dbus.ObjectPath, u *Unit) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known, ok := m.known[path]
+	if !ok || m.signals == nil || !m.paths[path] || known.heard < max(m.last, m.lastOf[path]) || time.Since(known.at) >= unitsKept ||
+		known.sign.load != u.Load || known.sign.active != u.Active || known.sign.sub != u.Sub {
+		return false
+	}
+	was := known.unit
+	was.Name, was.ID, was.Job = u.Name, u.ID, u.Job
+	*u = was
+	return true
+}
+
+// keep remembers a unit that was asked just now; heard is what was told before.
+func (m *unitMemory) keep(path dbus.ObjectPath, sign unitSign, u Unit, heard uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if known, ok := m.known[path]; ok && known.sign == sign && time.Since(known.at) < unitsKept {
+		known.heard, known.unit.FileState = heard, u.FileState
+		m.known[path] = known
 		return
 	}
 	if m.known == nil || len(m.known) >= maxUnitsKept {
 		m.known = map[dbus.ObjectPath]knownUnit{}
 	}
-	m.known[path] = knownUnit{u, sign, time.Now()}
+	m.known[path] = knownUnit{u, sign, time.Now(), heard}
 }
 
-// listening says that changes of the named units are told on c from now on.
-func (m *unitMemory) listening(c *dbus.Conn, names []string) {
+// listening says that changes of the units with these paths and names are told on c
+// from now on.
+func (m *unitMemory) listening(c *dbus.Conn, units map[dbus.ObjectPath][]string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.signals, m.followed = c, make(map[string]bool, len(names))
-	for _, name := range names {
-		m.followed[name] = true
+	m.signals, m.followed, m.paths = c, map[string]bool{}, make(map[dbus.ObjectPath]bool, len(units))
+	for path, names := range units {
+		m.paths[path] = true
+		for _, name := range names {
+			m.followed[name] = true
+		}
 	}
-	m.heard++
+	m.toldOfAll()
 }
 
 // deaf says that they are no longer told there.
@@ -99,16 +126,31 @@ func (m *unitMemory) deaf(c *dbus.Conn) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.signals == c {
-		m.signals, m.followed, m.answers = nil, nil, nil
+		m.signals, m.followed, m.paths, m.answers = nil, nil, nil, nil
 	}
-	m.heard++
+	m.toldOfAll()
 }
 
-// told says that something about units has changed, or may have.
-func (m *unitMemory) told() {
+// told says that something about a followed unit has changed, or may have; about
+// any of them without a path.
+func (m *unitMemory) told(path dbus.ObjectPath) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if path == "" {
+		m.toldOfAll()
+		return
+	}
 	m.heard++
+	if m.lastOf == nil {
+		m.lastOf = map[dbus.ObjectPath]uint64{}
+	}
+	m.lastOf[path] = m.heard
+}
+
+func (m *unitMemory) toldOfAll() {
+	m.heard++
+	m.last = m.heard
+	clear(m.lastOf)
 }
 
 func (m *unitMemory) heardSoFar() uint64 {
@@ -137,16 +179,19 @@ func (m *unitMemory) keepAnswer(what string, names []string, units []Unit, heard
 // asking it about each unit: systemd says on the connection of the signals that it
 // is there, once a pass, and what it sent before, which the bus keeps in order,
 // has been heard then. What has no signal is up to unitsKept old: a link of
-// "systemctl enable --no-reload", another main process.
-func (m *unitMemory) recallAnswer(ctx context.Context, calls *flights, what string) ([]Unit, bool) {
-	if _, pass := ctx.Value(asOfKey{}).(time.Time); !pass {
-		return nil, false // who has just changed a unit wants to see it
+// "systemctl enable --no-reload", another main process. all is true when systemd
+// said so, and what it told of each unit is known; ok when there is an answer.
+func (m *unitMemory) recallAnswer(ctx context.Context, calls *flights, what string) (units []Unit, ok, all bool) {
+	began, pass := ctx.Value(asOfKey{}).(time.Time)
+	if !pass {
+		return nil, false, false // who has just changed a unit wants to see it
 	}
 	m.mu.Lock()
-	c, known := m.signals, m.answers[what]
+	c, known, mute := m.signals, m.answers[what], m.mute
 	m.mu.Unlock()
-	if c == nil || known.at.IsZero() || time.Since(known.at) >= unitsKept {
-		return nil, false
+	// Each question of the pass would wait as long for nothing.
+	if c == nil || mute.After(began) {
+		return nil, false, false
 	}
 	answered, err := m.pong.get(ctx, calls, "systemd's signals", func() (*dbus.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, busPatience)
@@ -156,11 +201,12 @@ func (m *unitMemory) recallAnswer(ctx context.Context, calls *flights, what stri
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		m.answers = nil // or each question of the pass would wait as long for nothing
-		return nil, false
+		m.mute = time.Now()
+		return nil, false, false
 	}
-	if answered != c || m.signals != c || m.heard != known.heard {
-		return nil, false
+	all = answered == c && m.signals == c
+	if !all || known.at.IsZero() || time.Since(known.at) >= unitsKept || m.heard != known.heard {
+		return nil, false, all
 	}
-	return slices.Clone(known.units), true
+	return slices.Clone(known.units), true, true
 }

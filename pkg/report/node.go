@@ -63,6 +63,7 @@ type Publisher struct {
 	remark   string
 
 	// What follows belongs to the goroutine of Run.
+	met       time.Time // when the Node was seen first
 	early     time.Time // when the first snapshot came
 	written   map[string]writtenCondition
 	attempted map[string]attempt
@@ -284,6 +285,11 @@ func (p *Publisher) Run(ctx context.Context) {
 // what others have found.
 const firstPassGrace = 500 * time.Millisecond
 
+// bootGrace is how long a healthy condition from before the boot stands for the
+// first look to find the same: that it was Unknown for the second between is no
+// news of a node that boots as it should.
+const bootGrace = 5 * time.Second
+
 // reconcile makes the node say what it should, and returns when to look again
 // if nothing happens before.
 func (p *Publisher) reconcile(ctx context.Context) time.Duration {
@@ -293,6 +299,9 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	snap, node, remark := p.current()
 	if node == nil {
 		return time.Hour
+	}
+	if p.met.IsZero() {
+		p.met = time.Now()
 	}
 	// The probes of a first pass come in one by one; one write tells them all,
 	// unless one of them hangs.
@@ -381,6 +390,9 @@ func (p *Publisher) reconcile(ctx context.Context) time.Duration {
 	if early > 0 {
 		return early
 	}
+	if plan.again > 0 {
+		return plan.again
+	}
 	if p.refreshAt.IsZero() {
 		return time.Hour
 	}
@@ -400,6 +412,8 @@ type plan struct {
 	adopted   map[string]writtenCondition
 	refreshAt time.Time
 	restored  []restored
+	// again is when to plan anew if nothing happens before, 0 for never.
+	again time.Duration
 }
 
 // restored is a condition of ours that somebody else had changed.
@@ -444,6 +458,10 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 	for t, c := range have {
 		isWanted := slices.ContainsFunc(want, func(w Condition) bool { return w.Type == t })
 		if !isWanted && keep[t] && !p.valid(c) && c.Reason != ReasonFirstPassPending {
+			if wait := bootGrace - now.Sub(p.met); c.Status == "False" && t != ReadyType && wait > 0 {
+				pl.again = wait
+				continue
+			}
 			want = append(want, Condition{Type: t, Status: "Unknown", Reason: ReasonFirstPassPending,
 				Message: "this was last checked before the node's last boot"})
 		}

@@ -394,6 +394,36 @@ func TestPublisherDoublesNoEventOfAnotherReason(t *testing.T) {
 	})
 }
 
+// TestPublisherLeavesWhatIsHealthyAtABoot: what was well before a boot stands for
+// the first look, but not for long, and Ready does not.
+func TestPublisherLeavesWhatIsHealthyAtABoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := metav1.NewTime(time.Now().Add(-2 * time.Hour))
+		before := []NodeCondition{
+			{Type: mp, Status: "False", Reason: "NoProblem", LastHeartbeatTime: at, LastTransitionTime: at},
+			{Type: ReadyType, Status: "True", Reason: "NoProblem", LastHeartbeatTime: at, LastTransitionTime: at},
+		}
+		boots := func(wait time.Duration) (p published, c, ready NodeCondition) {
+			p = publish(t, newMemoryAPI(slices.Clone(before)...), time.Now().Add(-time.Minute))
+			time.Sleep(wait)
+			c, _ = p.condition(mp)
+			ready, _ = p.condition(ReadyType)
+			return p, c, ready
+		}
+		p, c, ready := boots(2 * time.Second)
+		if c.Status != "False" || ready.Status != "Unknown" || ready.Reason != ReasonFirstPassPending {
+			t.Errorf("before the first pass: %+v, %+v", c, ready)
+		}
+		p.report(good())
+		if c, _ = p.condition(mp); c.Status != "False" || c.LastTransitionTime.Equal(&at) || len(p.order) != 0 {
+			t.Errorf("after it: %+v, Events %v", c, p.order)
+		}
+		if _, c, _ := boots(bootGrace + time.Second); c.Status != "Unknown" || c.Reason != ReasonFirstPassPending {
+			t.Errorf("without a first pass: %+v", c)
+		}
+	})
+}
+
 func TestPublisherForgetsWhatIsOlderThanTheBoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := metav1.NewTime(time.Now().Add(-2 * time.Hour))
