@@ -310,6 +310,7 @@ type soaking struct {
 type vitals struct {
 	at                                         time.Time
 	goroutines, threads, files, resident, anon float64
+	others                                     float64 // files that are not of procfs or sysfs
 }
 
 func newUpsets(t *testing.T, w *world, list []upset) *soaking {
