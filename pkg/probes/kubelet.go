@@ -151,6 +151,11 @@ func kubeletAmong(ctx context.Context, v host.View, procs []host.Process) (host.
 		if data, err := v.ReadFile(ctx, procFile(p.PID, "cgroup")); err == nil && parseProcCgroup(data).pod().UID != "" {
 			continue
 		}
+		// execve(2) gives a process its name before its arguments, and one without
+		// any would be taken for a kubelet that has every setting's default.
+		if data, err := v.ReadFileMax(ctx, procFile(p.PID, "cmdline"), maxCmdline); err == nil && len(data) == 0 {
+			continue
+		}
 		st, err := v.Stat(ctx, "/proc/"+strconv.Itoa(p.PID))
 		found = append(found, candidate{p, err == nil && st.UID == 0})
 	}

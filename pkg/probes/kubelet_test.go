@@ -331,3 +331,14 @@ func TestDropInOrder(t *testing.T) {
 		t.Errorf("a symlink to a directory: %q, %v; the kubelet does not follow it", got, err)
 	}
 }
+
+// TestKubeletThatIsBeingExecuted has its name and no arguments yet: taken for the
+// kubelet, it had every setting's default, and that was remembered.
+func TestKubeletThatIsBeingExecuted(t *testing.T) {
+	const procs = "-- procs --\n1 systemd\n640 kubelet start=900\n-- treebin/proc/640/cmdline --\n"
+	for text, want := range map[string]bool{procs: false, procs + "/usr/bin/kubelet\\x00\n": true} {
+		if k, ok, err := FindKubelet(t.Context(), hosttest.Parse(t, text)); ok != want || err != nil {
+			t.Errorf("%q: %+v, %t, %v", text, k, ok, err)
+		}
+	}
+}
