@@ -208,15 +208,22 @@ func (t *Tree) read(test *testing.T, name string) (string, int64) {
 	return string(data), t.Opened() - before
 }
 
-func TestKeptFiles(t *testing.T) {
-	tree := keptTree(t)
+// sleeper starts a process that does nothing until it is stopped.
+func sleeper(t *testing.T) (pid int, stop func()) {
+	t.Helper()
 	process := exec.Command("sleep", "1000")
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stop := sync.OnceFunc(func() { process.Process.Kill(); process.Wait() })
-	defer stop()
-	file := fmt.Sprintf("/proc/%d/oom_score_adj", process.Process.Pid)
+	stop = sync.OnceFunc(func() { process.Process.Kill(); process.Wait() })
+	t.Cleanup(stop)
+	return process.Process.Pid, stop
+}
+
+func TestKeptFiles(t *testing.T) {
+	tree := keptTree(t)
+	pid, stop := sleeper(t)
+	file := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
 	for i, want := range []struct {
 		write  string
 		opened int64
@@ -367,15 +374,10 @@ func TestWhatIsNotKept(t *testing.T) {
 
 func TestNamespaceDirectoryIsKept(t *testing.T) {
 	tree := keptTree(t)
-	process := exec.Command("sleep", "1000")
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop := sync.OnceFunc(func() { process.Process.Kill(); process.Wait() })
-	defer stop()
+	pid, stop := sleeper(t)
 	read := func() (Link, int64) {
 		before := tree.Opened()
-		links := tree.ReadLinks(context.Background(), fmt.Sprintf("/proc/%d/ns", process.Process.Pid), []string{"net"})
+		links := tree.ReadLinks(context.Background(), fmt.Sprintf("/proc/%d/ns", pid), []string{"net"})
 		return links[0], tree.Opened() - before
 	}
 	first, _ := read()

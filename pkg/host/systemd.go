@@ -390,7 +390,7 @@ func (h *Host) Units(ctx context.Context, names ...string) ([]Unit, error) {
 		}
 	}
 	trace(ctx, "systemd units "+strings.Join(names, " "))
-	units, err := h.units(ctx, "ListUnitsByNames", names, names)
+	units, err := h.units(ctx, "ListUnitsByNames", names)
 	if err != nil {
 		return nil, err
 	}
@@ -406,7 +406,7 @@ func (h *Host) Units(ctx context.Context, names ...string) ([]Unit, error) {
 // UnitsMatching implements [View].
 func (h *Host) UnitsMatching(ctx context.Context, patterns ...string) ([]Unit, error) {
 	trace(ctx, "systemd units "+strings.Join(patterns, " "))
-	return h.units(ctx, "ListUnitsByPatterns", patterns, []string{}, patterns)
+	return h.units(ctx, "ListUnitsByPatterns", patterns, []string{}) // in any state
 }
 
 // validUnit keeps out what systemd passes over without a word, so that its
@@ -435,12 +435,13 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 // maxInFlight limits the questions of a batch that wait for an answer at a time.
 const maxInFlight = 64
 
-// units lists units by a method of the manager and fetches the properties the
+// units lists units by a method of the manager, whose last argument is the names or
+// patterns, and fetches the properties the
 // list lacks: the few needed, many in flight at a time. GetAll would have PID 1
 // read the accounting of each cgroup and send some 400 values a service. What can
 // not have changed since it was last asked is not asked again: the questions were
 // a third of what an idle agent costs, and cost PID 1 and the bus as much.
-func (h *Host) units(ctx context.Context, method string, names []string, args ...any) ([]Unit, error) {
+func (h *Host) units(ctx context.Context, method string, names []string, before ...any) ([]Unit, error) {
 	memory, what := &h.bus.units, method+" "+strings.Join(names, " ")
 	told := false
 	if h.bus.silence() == nil { // or each pass would wait for the bus first
@@ -454,7 +455,7 @@ func (h *Host) units(ctx context.Context, method string, names []string, args ..
 	units, err := askSystemd(ctx, &h.bus, func(ctx context.Context, c *dbus.Conn) ([]Unit, error) {
 		manager := c.Object(systemdName, systemdPath)
 		var list []systemd.UnitStatus
-		err := manager.CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, args...).Store(&list)
+		err := manager.CallWithContext(ctx, systemdManager+"."+method, dbus.FlagNoAutoStart, append(slices.Clone(before), names)...).Store(&list)
 		if err != nil {
 			return nil, fmt.Errorf("systemd %s: %w", method, err)
 		}
