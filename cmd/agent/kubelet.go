@@ -62,15 +62,7 @@ func (k *kubelet) connect() {
 				// The kubelet's serving certificate is mostly self-signed; it is
 				// compared with what lies on the host instead.
 				InsecureSkipVerify: true,
-				VerifyConnection: func(state tls.ConnectionState) error {
-					if state.DidResume { // by the process whose certificate was verified: nobody else has the key
-						return nil
-					}
-					return k.verify(state.PeerCertificates)
-				},
-				// An idle node's kubelet is asked every five minutes, and closes what is
-				// idle for 90 s. With a session half of the handshake is left.
-				ClientSessionCache: tls.NewLRUClientSessionCache(1),
+				VerifyConnection:   func(state tls.ConnectionState) error { return k.verify(state.PeerCertificates) },
 				MinVersion:         tls.VersionTLS12,
 			},
 			// Two probes of a pass ask at a time, and the next pass is a minute later:

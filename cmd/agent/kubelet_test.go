@@ -31,10 +31,9 @@ const kubeletToken = "a-token-that-nobody-else-sees"
 type servedKubelet struct {
 	*kubelet
 	dir string
-	// tokens counts the requests that came with the token, resumed those on a
-	// connection that went on with a session.
-	tokens, resumed atomic.Int32
-	conns           sync.WaitGroup
+	// tokens counts the requests that came with the token.
+	tokens atomic.Int32
+	conns  sync.WaitGroup
 
 	listener  net.Listener
 	accepting sync.WaitGroup
@@ -50,27 +49,18 @@ func serveKubelet(t *testing.T, a *pki.Authority, cert tls.Certificate, serve fu
 	}
 	t.Cleanup(func() { l.Close() })
 	s := newServedKubelet(t, a, l.Addr().String())
-	s.speak(l, cert, serve)
-	return s
-}
-
-// speak is serveKubelet on a listener; each has its own key for sessions.
-func (s *servedKubelet) speak(l net.Listener, cert tls.Certificate, serve func(c net.Conn)) {
-	config := &tls.Config{Certificates: []tls.Certificate{cert}}
 	s.accept(l, func(raw net.Conn) {
-		c := tls.Server(raw, config)
+		c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}})
 		req, err := http.ReadRequest(bufio.NewReader(c))
 		if err != nil {
 			return
-		}
-		if c.ConnectionState().DidResume {
-			s.resumed.Add(1)
 		}
 		if req.Header.Get("Authorization") == "Bearer "+kubeletToken {
 			s.tokens.Add(1)
 		}
 		serve(c)
 	})
+	return s
 }
 
 func (s *servedKubelet) accept(l net.Listener, serve func(net.Conn)) {
@@ -228,41 +218,6 @@ func TestKubeletCertificate(t *testing.T) {
 				t.Errorf("%q, %v; want %q; the token was shown %d times", got, err, c.says, s.tokens.Load())
 			}
 		})
-	}
-}
-
-// Whoever goes on with a session is the process whose certificate was verified;
-// one that takes the port after it can not.
-func TestKubeletSession(t *testing.T) {
-	cert := certificate(nil)
-	s := serveKubelet(t, pki.NewAuthority("a test's"), cert, answerWith("well"))
-	const file = "var/lib/kubelet/pki/kubelet.crt"
-	s.write(t, file, certPEM(cert))
-	for k := range int32(3) {
-		if got, err := s.ask(t.Context()); got != "well" || err != nil || s.resumed.Load() != k {
-			t.Fatalf("%q, %v; %d of %d connections went on with a session, want %d", got, err, s.resumed.Load(), k+1, k)
-		}
-		s.client.CloseIdleConnections()
-		s.write(t, file, certPEM(certificate(nil))) // that of the kubelet's next start
-	}
-
-	address := s.listener.Addr().String()
-	s.listener.Close()
-	s.accepting.Wait()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	s.tokens.Store(0)
-	s.speak(l, cert, answerWith("mine"))
-	for range 2 {
-		if got, err := s.ask(t.Context()); err == nil || s.tokens.Load() != 0 {
-			t.Errorf("another process: %q, %v; the token was shown %d times", got, err, s.tokens.Load())
-		}
-	}
-	if s.resumed.Load() != 2 {
-		t.Errorf("another process went on with a session")
 	}
 }
 
