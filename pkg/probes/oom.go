@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"path"
 	"slices"
 	"strconv"
@@ -154,6 +155,7 @@ type oomCheck struct {
 
 	pods       podNames
 	podsErr    error
+	podsAt     time.Time
 	podsLoaded bool
 }
 
@@ -576,7 +578,7 @@ func (c *oomCheck) checkContainers() (summary string) {
 	if len(c.boxes) == 0 {
 		return ""
 	}
-	c.loadPods()
+	c.loadPods(podsSettledAge)
 	if c.podsErr != nil {
 		if errors.Is(c.podsErr, host.ErrNotConfigured) {
 			return "pods' scores not compared: only the kubelet's /pods tells what they request"
@@ -638,32 +640,55 @@ func scoreFits(live int, want []int) bool {
 	})
 }
 
-// podsAge is how long the kubelet's pods are remembered: the list of a full node
-// is megabytes, and a container's score does not change while it runs.
-const podsAge = 5 * time.Minute
+// The kubelet's pods are remembered, for the list of a full node is megabytes, and
+// a container's score does not change while it runs.
+const (
+	// podsAge is for a node on which containers come and go; those started since
+	// are compared then.
+	podsAge = 5 * time.Minute
+	// podsSettledAge is for one on which the same run as when the kubelet was last
+	// asked and the time before: the list can say nothing new of them.
+	podsSettledAge = time.Hour
+)
 
 type rememberedPods struct {
 	names podNames
 	err   error
 	at    time.Time
+	// running is a sum of the containers that ran, settled when it was the same the
+	// time before.
+	running uint64
+	settled bool
+	seed    maphash.Seed
 }
 
-// loadPods asks the kubelet for its pods, at most every five minutes; containers
-// started since are compared then.
-func (c *oomCheck) loadPods() {
-	if c.podsLoaded {
+// loadPods asks the kubelet for its pods unless what it last said is younger than
+// podsAge, or than settled on a node whose containers are the same.
+func (c *oomCheck) loadPods(settled time.Duration) {
+	if c.podsLoaded && (c.podsErr != nil || !elapsed(c.in.Now, c.podsAt, settled)) {
 		return
 	}
 	c.podsLoaded = true
-	if old, ok := Kept[rememberedPods](c.in.Memory, "kubelet pods"); ok && old.err == nil {
-		if age := c.in.Now.Sub(old.at); age >= 0 && age < podsAge {
-			c.pods = old.names
-			return
-		}
+	old, ok := Kept[rememberedPods](c.in.Memory, "kubelet pods")
+	if !ok {
+		old.seed = maphash.MakeSeed()
+	}
+	var running uint64
+	for _, box := range c.boxes { // in any order
+		running += maphash.String(old.seed, box.path)
+	}
+	same := ok && old.err == nil && old.running == running
+	age := podsAge
+	if same && old.settled {
+		age = settled
+	}
+	if ok && old.err == nil && !elapsed(c.in.Now, old.at, age) {
+		c.pods, c.podsAt = old.names, old.at
+		return
 	}
 	pods, err := readKubeletPods(c.ctx, c.in.Host)
-	c.pods, c.podsErr = indexPods(pods), err
-	c.in.Memory.Keep("kubelet pods", rememberedPods{c.pods, err, c.in.Now})
+	c.pods, c.podsErr, c.podsAt = indexPods(pods), err, c.in.Now
+	c.in.Memory.Keep("kubelet pods", rememberedPods{c.pods, err, c.podsAt, running, same && err == nil, old.seed})
 }
 
 // memoryCapacity is MemTotal in bytes, which the kubelet divides by (machine.go

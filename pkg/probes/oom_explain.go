@@ -22,7 +22,7 @@ const shownVictims = 20
 func (p OOM) Explain(ctx context.Context, in Input) ([]Table, error) {
 	c := oomCheck{OOM: p, ctx: ctx, in: in}
 	c.run()
-	c.loadPods()
+	c.loadPods(podsAge)
 	intended := map[int]string{}
 	for _, d := range c.daemons {
 		want := strconv.Itoa(d.expected)

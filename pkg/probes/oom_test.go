@@ -2,14 +2,16 @@ package probes
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"github.com/hosthygiene/agent/pkg/host"
 )
 
@@ -261,4 +263,63 @@ func benchHost(n int) string {
 	}
 	b.WriteString("-- procs --\n" + procs.String() + trees.String() + "-- units --\ncontainerd.service mainpid=3 oom=-999\nssh.service mainpid=4\n*\n-- dirs --\n/proc/2/fd\n/proc/3/fd\n")
 	return b.String()
+}
+
+// podsAsked counts the questions for the kubelet's pods.
+type podsAsked struct {
+	host.View
+	n   int
+	err error
+}
+
+func (p *podsAsked) KubeletAPI(_ context.Context, _ string, read func(io.Reader) error) error {
+	p.n++
+	if p.err != nil {
+		return p.err
+	}
+	return read(strings.NewReader(`{"items": []}`))
+}
+
+// The list of pods says nothing new of the containers it was asked about twice.
+func TestKubeletIsAskedForPods(t *testing.T) {
+	view, memory, start := &podsAsked{}, &Memory{}, time.Now()
+	one, two := []container{{path: "/a/1"}, {path: "/a/2"}}, []container{{path: "/a/2"}, {path: "/a/3"}}
+	turned := []container{one[1], one[0]}
+	for _, step := range []struct {
+		after time.Duration
+		boxes []container
+		kill  bool
+		err   error
+		want  int
+	}{
+		{0, one, false, nil, 1},
+		{4 * time.Minute, one, false, nil, 1},
+		{6 * time.Minute, turned, false, nil, 2},
+		{12 * time.Minute, one, false, nil, 2},
+		{64 * time.Minute, turned, false, nil, 2},
+		{64 * time.Minute, one, true, nil, 3}, // who was killed may have come after the list
+		{65 * time.Minute, one, true, nil, 3},
+		{80 * time.Minute, one, false, nil, 3},
+		{81 * time.Minute, two, false, nil, 4},
+		{82 * time.Minute, one, false, nil, 4},
+		{87 * time.Minute, two, false, nil, 5},
+		{100 * time.Minute, two, false, nil, 5},
+		{100 * time.Minute, nil, false, errors.New("away"), 6},
+		{101 * time.Minute, two, true, errors.New("away"), 7},
+		{102 * time.Minute, two, false, nil, 8},
+		{110 * time.Minute, two, false, nil, 9},
+		{169 * time.Minute, two, false, nil, 9},
+		{170 * time.Minute, two, false, nil, 10},
+		{99 * time.Minute, two, false, nil, 11}, // the clock was set back
+	} {
+		view.err = step.err
+		c := oomCheck{ctx: t.Context(), in: Input{Host: view, Memory: memory, Now: start.Add(step.after)}, boxes: step.boxes}
+		c.loadPods(podsSettledAge)
+		if step.kill {
+			c.podNames()
+		}
+		if view.n != step.want || (c.podsErr == nil) != (step.err == nil) {
+			t.Errorf("after %s: asked %d times, want %d; %v", step.after, view.n, step.want, c.podsErr)
+		}
+	}
 }

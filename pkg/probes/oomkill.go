@@ -316,8 +316,9 @@ func (n podNames) name(c podCgroup) string {
 
 func shortID(id string) string { return id[:min(12, len(id))] }
 
-// podNames asks the kubelet for the names of pods, once a pass.
+// podNames asks the kubelet for the names of pods, of which one may have come and
+// gone since the list was new for those that run.
 func (c *oomCheck) podNames() podNames {
-	c.loadPods()
+	c.loadPods(podsAge)
 	return c.pods
 }
