@@ -477,9 +477,11 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 			set += "\x00" + remark
 		}
 		delete(have, w.Type)
-		if exists && !p.valid(c) && w.Reason != ReasonFirstPassPending {
+		stale := exists && !p.valid(c) && w.Reason != ReasonFirstPassPending
+		if stale && (c.Status != "False" || w.Status != "False" || w.Type == ReadyType) {
 			// What it said was over with the boot, also where nobody has come to
-			// say so.
+			// say so. What was healthy and is has stood for it, and was not
+			// anything else in between.
 			c = NodeCondition{Type: w.Type, Status: "Unknown", Reason: ReasonFirstPassPending, LastTransitionTime: c.LastTransitionTime}
 		}
 		if exists && !wrote && w.Provisional && tellsProblem(c) && !tellsProblem(NodeCondition{Type: w.Type, Status: w.Status}) {
@@ -512,7 +514,7 @@ func (p *Publisher) plan(snap *engine.Snapshot, node *Node, remark string, early
 			}
 		}
 		// The agent after this one would take it for older than the boot.
-		outdated := clockSet && exists && !p.sinceBoot(c)
+		outdated := stale || clockSet && exists && !p.sinceBoot(c)
 		if same && !refresh && !outdated {
 			continue
 		}

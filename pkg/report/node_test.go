@@ -415,7 +415,7 @@ func TestPublisherLeavesWhatIsHealthyAtABoot(t *testing.T) {
 			t.Errorf("before the first pass: %+v, %+v", c, ready)
 		}
 		p.report(good())
-		if c, _ = p.condition(mp); c.Status != "False" || c.LastTransitionTime.Equal(&at) || len(p.order) != 0 {
+		if c, _ = p.condition(mp); c.Status != "False" || !c.LastTransitionTime.Equal(&at) || c.LastHeartbeatTime.Equal(&at) || len(p.order) != 0 {
 			t.Errorf("after it: %+v, Events %v", c, p.order)
 		}
 		if _, c, _ := boots(bootGrace + time.Second); c.Status != "Unknown" || c.Reason != ReasonFirstPassPending {
