@@ -436,11 +436,11 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 const maxInFlight = 64
 
 // units lists units by a method of the manager, whose last argument is the names or
-// patterns, and fetches the properties the
-// list lacks: the few needed, many in flight at a time. GetAll would have PID 1
-// read the accounting of each cgroup and send some 400 values a service. What can
-// not have changed since it was last asked is not asked again: the questions were
-// a third of what an idle agent costs, and cost PID 1 and the bus as much.
+// patterns, and fetches the properties the list lacks: the few needed, many in
+// flight at a time. GetAll would have PID 1 read the accounting of each cgroup and
+// send some 400 values a service. What can not have changed since it was last asked
+// is not asked again: the questions were a third of what an idle agent costs, and
+// cost PID 1 and the bus as much.
 func (h *Host) units(ctx context.Context, method string, names []string, before ...any) ([]Unit, error) {
 	memory, what := &h.bus.units, method+" "+strings.Join(names, " ")
 	told := false

@@ -347,11 +347,6 @@ func (c *kubeletPass) config(k Kubelet, runs bool) (KubeletConfig, bool) {
 	return KubeletConfig{}, false
 }
 
-// elapsed reports whether the time is over, or the clock was set back.
-func elapsed(now, since time.Time, d time.Duration) bool {
-	return now.Before(since) || now.Sub(since) >= d
-}
-
 // soon reports whether what goes in a minor version meets the next upgrade. A
 // kubelet that is down may be that of the next version already, and where nothing
 // will say the version, any upgrade may be the one.

@@ -60,6 +60,11 @@ func (s settled) remember(thing string, sum uint64, now time.Time) {
 	s.seen[thing] = settledUntil{sum, now.Add(settledFor + time.Duration(sum%uint64(settledFor)))}
 }
 
+// elapsed reports whether the time is over, or the clock was set back.
+func elapsed(now, since time.Time, d time.Duration) bool {
+	return now.Before(since) || now.Sub(since) >= d
+}
+
 // remembered returns what read gave when it was last called with the same sign,
 // which was settledFor ago at most. What is missing is remembered as well; another
 // error is not. For what hardly changes and takes effect later, or elsewhere, so

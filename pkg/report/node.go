@@ -287,7 +287,8 @@ const firstPassGrace = 500 * time.Millisecond
 
 // bootGrace is how long a healthy condition from before the boot stands for the
 // first look to find the same: that it was Unknown for the second between is no
-// news of a node that boots as it should.
+// news of a node that boots as it should. On a crowded machine one first look of
+// twenty took eleven seconds.
 const bootGrace = 20 * time.Second
 
 // reconcile makes the node say what it should, and returns when to look again

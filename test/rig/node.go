@@ -282,8 +282,8 @@ func (n *Node) qemuArgs(ctx context.Context, image NodeImage, opts NodeOptions) 
 		"-kernel", image.path("vmlinuz"), "-initrd", image.path("initrd.img"),
 		// By id, because with several virtio disks the root is not always vda.
 		// QEMU's emulator now and then runs an int3 that the kernel has patched away
-		// by then, once in some hundred boots, and the kernel panics over it: it
-		// boots again, after as long as the kubelet sets it to.
+		// by then, and the kernel panics over it in its boot: it boots again, after
+		// as long as the kubelet sets it to.
 		"-append", strings.Join([]string{"root=/dev/disk/by-id/virtio-ROOT rw console=ttyS0 net.ifnames=0 mitigations=off panic=10",
 			"systemd.hostname=" + n.name, "systemd.machine_id=" + hex.EncodeToString(id), "systemd.getty_auto=no"}, " "),
 		"-serial", "file:"+n.Console(),
