@@ -39,7 +39,7 @@ type AgentConfig struct {
 // Sections are the parts that an override may change.
 type Sections struct {
 	// Interval is how often a probe runs when nothing wakes it earlier; where it
-	// is a minute or more, updates and kubelet every five minutes at most.
+	// is a minute or more, updates and kubelet every 15 minutes at most.
 	Interval probes.Duration `json:"interval"`
 	// Report says what is written to the cluster.
 	Report Report `json:"report"`
@@ -227,7 +227,7 @@ func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
 
 // rarely is the shortest interval of a probe that sees nearly all by being woken,
 // and for which the rest is a matter of hours.
-const rarely = 5 * time.Minute
+const rarely = 15 * time.Minute
 
 // Remedies says what the agent may repair, when, and on how many nodes at once.
 type Remedies struct {

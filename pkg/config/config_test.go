@@ -610,16 +610,16 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestIntervalFor: updates and kubelet look every five minutes where the others do
+// TestIntervalFor: updates and kubelet look every 15 minutes where the others do
 // every minute or two, unless somebody wants to have it otherwise.
 func TestIntervalFor(t *testing.T) {
 	for _, test := range []struct {
 		config        string
 		time, kubelet time.Duration
 	}{
-		{"", time.Minute, 5 * time.Minute},
+		{"", time.Minute, 15 * time.Minute},
 		{"interval: 3s", 3 * time.Second, 3 * time.Second},
-		{"interval: 2m", 2 * time.Minute, 5 * time.Minute},
+		{"interval: 2m", 2 * time.Minute, 15 * time.Minute},
 		{"interval: 1h", time.Hour, time.Hour},
 		{"probes: {kubelet: {interval: 90s}, time: {interval: 10s}}", 10 * time.Second, 90 * time.Second},
 	} {

@@ -220,6 +220,13 @@ func TestChangesAreSeen(t *testing.T) {
 			h.edit(t, "/proc/1/mountinfo", "ext4 /dev/vda1 rw,errors", "ext4 /dev/vda1 ro,errors")
 			return func() { h.edit(t, "/proc/1/mountinfo", "ext4 /dev/vda1 ro,errors", "ext4 /dev/vda1 rw,errors") }
 		}},
+		{name: "systemd reads the mount unit that a package brought", want: "UnstableDeviceName", change: func(t *testing.T, h *largeHost) func() {
+			const unit, generated = "/usr/lib/systemd/system/data.mount", "/run/systemd/generator"
+			b := &builder{t: t, dir: h.dir, made: map[string]bool{}}
+			b.file(unit, "[Mount]\nWhat=/dev/sdb1\nWhere=/data\n")
+			b.file(generated+"/swap.target.wants", "")
+			return func() { os.Remove(h.dir + unit); os.RemoveAll(h.dir + generated) }
+		}},
 		{name: "a score is rewritten", want: "OOMScoreDrift", change: func(t *testing.T, h *largeHost) func() {
 			score := "/proc/" + firstOf(t, h) + "/oom_score_adj"
 			h.replace(t, score, "-500\n")

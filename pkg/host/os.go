@@ -21,7 +21,7 @@ type systemInfo struct {
 	at time.Time
 }
 
-const systemFor = 5 * time.Minute
+const systemFor = 15 * time.Minute
 
 func (s *systemInfo) read(ctx context.Context, r *Root) (OS, error) {
 	s.mu.Lock()

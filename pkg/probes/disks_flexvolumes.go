@@ -43,7 +43,7 @@ const maxFlexDrivers = 64
 
 // checkFlexVolumes looks for FlexVolume drivers that are left in the kubelet's
 // plugin directory. Who has volumes of a driver takes a look into the folders of
-// every pod, which is made every settledFor.
+// every pod, and is remembered for seldomFor.
 func (p *diskPass) checkFlexVolumes(ctx context.Context) {
 	k := p.mounts.Kubelet
 	if k == nil || k.OwnRoot { // its plugin directory is not in the host's tree then
@@ -58,7 +58,7 @@ func (p *diskPass) checkFlexVolumes(ctx context.Context) {
 			found.dir = k.resolve(ctx, p.Host, config.VolumePluginDir)
 		}
 	}
-	if found.at.IsZero() || elapsed(p.Now, found.at, settledFor) {
+	if found.at.IsZero() || elapsed(p.Now, found.at, seldomFor) {
 		found.at, found.drivers = p.Now, p.flexDrivers(ctx, *k, found.dir)
 	}
 	p.Memory.Keep(key, found)

@@ -103,7 +103,7 @@ func FindKubelet(ctx context.Context, v host.View) (k Kubelet, ok bool, err erro
 }
 
 // findKubelet is [FindKubelet] for a probe: it is looked for anew when the
-// processes that go by its name are others, and every settledFor.
+// processes that go by its name are others, and after seldomFor.
 func findKubelet(ctx context.Context, in Input) (k Kubelet, ok bool, err error) {
 	procs, err := in.Host.Processes(ctx)
 	if err != nil {
@@ -125,7 +125,7 @@ func findKubelet(ctx context.Context, in Input) (k Kubelet, ok bool, err error) 
 		}
 	}
 	const key = "the kubelet"
-	if kept, was := Kept[found](in.Memory, key); was && slices.Equal(kept.among, among) && !elapsed(in.Now, kept.at, settledFor) {
+	if kept, was := Kept[found](in.Memory, key); was && slices.Equal(kept.among, among) && !elapsed(in.Now, kept.at, seldomFor) {
 		return kept.kubelet, true, nil
 	}
 	if k, ok, err = FindKubelet(ctx, in.Host); ok && err == nil {

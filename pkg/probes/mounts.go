@@ -447,9 +447,9 @@ const maxFstab = 1 << 20
 // systemd makes by itself from the mount table are left alone: they repeat it,
 // and there are as many as mounts.
 //
-// A unit file counts for systemd once it has read it, at a boot or when told to, so
-// that one written over in its place may be told some minutes later. Where an
-// administrator's units are, a name that comes or goes is seen at once.
+// A unit file counts for systemd once it has read it, at a boot or when told to. That
+// is seen at once, and so is a name that comes or goes where an administrator's units
+// are.
 func declaredMounts(ctx context.Context, in Input) ([]declaredMount, error) {
 	var all []declaredMount
 	var errs []error
@@ -460,8 +460,8 @@ func declaredMounts(ctx context.Context, in Input) ([]declaredMount, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		errs = append(errs, err)
 	}
-	var sign [3]fileID
-	for i, dir := range mountUnitDirs[:len(sign)] {
+	var sign [len(mountUnitSigns)]fileID
+	for i, dir := range mountUnitSigns {
 		if sign[i], err = statID(ctx, in.Host, dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -473,6 +473,11 @@ func declaredMounts(ctx context.Context, in Input) ([]declaredMount, error) {
 // mountUnitDirs are in the order of precedence of systemd.unit(5), those of the
 // administrator and of this boot first; /run/systemd/generator repeats fstab.
 var mountUnitDirs = []string{"/etc/systemd/system", "/run/systemd/transient", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+// mountUnitSigns are those of the administrator and of this boot, and the folder that
+// systemd makes anew whenever it reads its units (lookup_paths_flush_generator in its
+// path-lookup.c).
+var mountUnitSigns = [4]string{"/etc/systemd/system", "/run/systemd/transient", "/run/systemd/system", "/run/systemd/generator"}
 
 func mountUnits(ctx context.Context, files host.Files) ([]declaredMount, error) {
 	var all []declaredMount

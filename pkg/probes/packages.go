@@ -183,7 +183,7 @@ func (c *packagesPass) findManager(ctx context.Context) packageManager {
 	// by hand, and most hosts never have: twelve names to look for.
 	const none = "no rpm database"
 	since, looked := Kept[time.Time](c.Memory, none)
-	if !m.dpkg || !looked || elapsed(c.Now, since, settledFor) {
+	if !m.dpkg || !looked || elapsed(c.Now, since, seldomFor) {
 		if m.rpm, m.hasRPM, err = findRPM(ctx, c.Host); err != nil {
 			c.fail("rpm's database: %w", err)
 			m.hasRPM = false

@@ -953,7 +953,7 @@ func (c *pidCheck) inotifyUse() (used map[string]int64, by []string) {
 		at   time.Time
 	}
 	const key = "inotify"
-	if kept, ok := Kept[use](c.in.Memory, key); ok && !elapsed(c.in.Now, kept.at, settledFor) {
+	if kept, ok := Kept[use](c.in.Memory, key); ok && !elapsed(c.in.Now, kept.at, seldomFor) {
 		return kept.used, kept.by
 	}
 	u, whole := use{used: map[string]int64{}, at: c.in.Now}, true

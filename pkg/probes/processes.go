@@ -49,7 +49,7 @@ func processesNamed(ctx context.Context, v host.View, named func(comm string) bo
 // count, and of these the ones in the network of PID 1, where the sockets of such
 // daemons are: a pod is there, as root, only if it was allowed what makes it part
 // of the host. What can not be seen counts for the process. What a process is in
-// this is decided within a moment of its start, and asked again every settledFor.
+// this is decided within a moment of its start, and asked again after seldomFor.
 func ofTheHost(ctx context.Context, in Input, procs []host.Process) []host.Process {
 	if len(procs) == 0 {
 		return nil
@@ -67,7 +67,7 @@ func ofTheHost(ctx context.Context, in Input, procs []host.Process) []host.Proce
 		if !ok || was.start != p.StartTicks {
 			was = placedProcess{start: p.StartTicks, first: in.Now}
 		}
-		if !ok || !elapsed(in.Now, was.first, placesItself) || elapsed(in.Now, was.at, settledFor) {
+		if !ok || !elapsed(in.Now, was.first, placesItself) || elapsed(in.Now, was.at, seldomFor) {
 			if first == nil {
 				first = in.Host.ReadLinks(ctx, procFile(1, "ns"), kinds)
 			}

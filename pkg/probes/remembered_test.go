@@ -83,8 +83,8 @@ func TestKubeletIsRemembered(t *testing.T) {
 		t.Errorf("one with other flags: %+v", restart)
 	}
 	later := startedKubelet(t, 641, 200, args, "maxPods: 51", "0")
-	if _, restart, _ := look(settledFor, later); restart.MaxPods != 51 || !asked(later) {
-		t.Errorf("after %s: %+v", settledFor, restart)
+	if _, restart, _ := look(seldomFor, later); restart.MaxPods != 51 || !asked(later) {
+		t.Errorf("after %s: %+v", seldomFor, restart)
 	}
 }
 
@@ -116,8 +116,8 @@ func TestOfTheHostIsRemembered(t *testing.T) {
 		{time.Minute, 200, "0", true, true}, // another one
 		{placesItself, 200, "0", true, false},
 		{time.Minute, 200, "7", true, false},
-		{settledFor, 200, "7", false, true},
-		{settledFor, 200, "7", false, true},
+		{seldomFor, 200, "7", false, true},
+		{seldomFor, 200, "7", false, true},
 		{time.Minute, 200, "7", false, false},
 	} {
 		if ours, read := look(step.after, step.start, step.uid); ours != step.ours || read != step.read {

@@ -28,6 +28,11 @@ type settledUntil struct {
 // long, so that thousands of things are not all looked at in one pass.
 const settledFor = 5 * time.Minute
 
+// seldomFor is how long what hardly ever changes is remembered without being told:
+// looked at every five minutes, all of that kind together were a quarter of what an
+// idle agent used.
+const seldomFor = 15 * time.Minute
+
 // settledIn returns what a probe remembers under a name of its own.
 func settledIn(m *Memory, name string, now time.Time) settled {
 	s, ok := Kept[settled](m, name)
@@ -66,7 +71,7 @@ func elapsed(now, since time.Time, d time.Duration) bool {
 }
 
 // remembered returns what read gave when it was last called with the same sign,
-// which was settledFor ago at most. What is missing is remembered as well; another
+// which was seldomFor ago at most. What is missing is remembered as well; another
 // error is not. For what hardly changes and takes effect later, or elsewhere, so
 // that nobody waits for it to be told.
 func remembered[T any, S comparable](in Input, name string, sign S, read func() (T, error)) (T, error) {
@@ -77,7 +82,7 @@ func remembered[T any, S comparable](in Input, name string, sign S, read func() 
 		at    time.Time
 	}
 	name = "remembered: " + name
-	if was, ok := Kept[dated](in.Memory, name); ok && was.sign == sign && !elapsed(in.Now, was.at, settledFor) {
+	if was, ok := Kept[dated](in.Memory, name); ok && was.sign == sign && !elapsed(in.Now, was.at, seldomFor) {
 		return was.value, was.err
 	}
 	value, err := read()
