@@ -39,7 +39,8 @@ type AgentConfig struct {
 // Sections are the parts that an override may change.
 type Sections struct {
 	// Interval is how often a probe runs when nothing wakes it earlier; where it
-	// is a minute or more, updates and kubelet every 15 minutes at most.
+	// is a minute or more, updates and kubelet every 15 minutes at most while all is
+	// well with them.
 	Interval probes.Duration `json:"interval"`
 	// Report says what is written to the cluster.
 	Report Report `json:"report"`
@@ -213,7 +214,8 @@ func (s *Sections) SeverityFor(f finding.Finding) finding.Severity {
 	return f.Severity
 }
 
-// IntervalFor returns how often a probe runs when nothing wakes it earlier.
+// IntervalFor returns how often a probe runs when nothing wakes it earlier and all
+// is well.
 func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
 	if own := p.General().Interval; own > 0 {
 		return own.D()
@@ -226,7 +228,7 @@ func (s *Sections) IntervalFor(p probes.Probe) time.Duration {
 }
 
 // rarely is the shortest interval of a probe that sees nearly all by being woken,
-// and for which the rest is a matter of hours.
+// and for which the rest is a matter of hours, while it has nothing to tell.
 const rarely = 15 * time.Minute
 
 // Remedies says what the agent may repair, when, and on how many nodes at once.

@@ -313,11 +313,11 @@ func (l *loop) startDue() time.Duration {
 	// The passes are those of the probes that look most often.
 	shortest := time.Duration(math.MaxInt64)
 	for _, s := range l.slots {
-		shortest = min(shortest, l.cfg.IntervalFor(s.probe))
+		shortest = min(shortest, l.every(s))
 	}
 	pass := false
 	for _, s := range l.slots {
-		pass = pass || !s.running && !s.woken && due(s) <= 0 && l.cfg.IntervalFor(s.probe) < 2*shortest
+		pass = pass || !s.running && !s.woken && due(s) <= 0 && l.every(s) < 2*shortest
 	}
 	for _, s := range l.slots {
 		if s.running {
@@ -330,7 +330,7 @@ func (l *loop) startDue() time.Duration {
 			// Those that would follow go with it: together they read the process
 			// table once, and wake the processor once.
 			d -= shortest / 2
-		case l.cfg.IntervalFor(s.probe) >= 2*shortest:
+		case l.every(s) >= 2*shortest:
 			d += shortest // one that looks rarely goes with the pass that follows
 		}
 		if d > 0 {
@@ -342,15 +342,29 @@ func (l *loop) startDue() time.Duration {
 	return wait
 }
 
+// every is how often a probe is to look. One that looks rarely does so while all is
+// well: what ends a problem, or lets it see again, need not be announced as what
+// began it was.
+func (l *loop) every(s *slot) time.Duration {
+	if s.report != nil && (s.report.Err != nil || s.report.Status == finding.Problem) && s.probe.General().Interval == 0 {
+		return l.cfg.Interval.D()
+	}
+	return l.cfg.IntervalFor(s.probe)
+}
+
+// jittered is an interval with 10 % of jitter, which keeps the probes of one node, and
+// the nodes of a fleet whose agents started together, apart.
+func jittered(every time.Duration) time.Duration {
+	return every - every/20 + rand.N(max(every/10, 1))
+}
+
 func (l *loop) start(s *slot, now time.Time) {
-	// 10 % of jitter keeps the probes of one node, and the nodes of a fleet
-	// whose agents started together, apart.
-	every := l.cfg.IntervalFor(s.probe)
-	s.next = now.Add(every - every/20 + rand.N(max(every/10, 1)))
+	every := l.every(s)
+	s.next = now.Add(jittered(every))
 	if s.woken {
 		// Back into the pass of the others, and not into one of its own.
 		for _, o := range l.slots {
-			if o != s && !o.woken && !o.running && o.next.After(now) && o.next.Before(s.next) && l.cfg.IntervalFor(o.probe) == every {
+			if o != s && !o.woken && !o.running && o.next.After(now) && o.next.Before(s.next) && l.every(o) == every {
 				s.next = o.next
 			}
 		}
@@ -406,7 +420,14 @@ func (l *loop) finish(d done) {
 	if s.owes {
 		s.debt.add(d.took, time.Now())
 	}
-	if l.judge(s) || l.quiet != "" {
+	before := l.every(s)
+	changed := l.judge(s)
+	if every := l.every(s); every < before {
+		if at := s.last.Add(jittered(every)); at.Before(s.next) {
+			s.next = at
+		}
+	}
+	if changed || l.quiet != "" {
 		// Whether it may be told must be known as of now: at a shutdown systemd
 		// says that it stops before it stops the first unit.
 		if l.unpublished.IsZero() {

@@ -906,6 +906,55 @@ func TestOnePassOneSnapshot(t *testing.T) {
 	})
 }
 
+// TestRarelyWhileWell: a probe that looks rarely does so while all is well; a problem,
+// and what it could not see, it looks at again as soon as the others.
+func TestRarelyWhileWell(t *testing.T) {
+	for _, wrong := range []string{"a problem", "an error", "information"} {
+		t.Run(wrong, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var looks, cured atomic.Int64
+				r := start(t, noSystemd(t), nil, rare{fake{name: "a", rule: finding.Rule{Reason: "A", Severity: finding.Warning, Also: []finding.Severity{finding.Info}}, check: func(ctx context.Context, in probes.Input) (finding.Result, error) {
+					looks.Add(1)
+					var res finding.Result
+					switch {
+					case cured.Load() > 0:
+					case wrong == "an error":
+						return res, errors.New("not to be seen")
+					case wrong == "information":
+						res.Add(finding.Finding{Reason: "A", Severity: finding.Info})
+					default:
+						res.Add(finding.Finding{Reason: "A", Severity: finding.Warning})
+					}
+					return res, nil
+				}}})
+				time.Sleep(time.Hour)
+				ill := looks.Load()
+				cured.Add(1)
+				time.Sleep(70 * time.Second)
+				rep, _ := r.last("a")
+				looks.Store(0)
+				time.Sleep(time.Hour)
+				well := looks.Load()
+				if wrong == "information" {
+					if ill > 6 {
+						t.Errorf("%d looks in an hour", ill)
+					}
+				} else if ill < 55 || rep.Status != finding.OK {
+					t.Errorf("%d looks in an hour; cured it was %s", ill, rep.Status)
+				}
+				if well < 3 || well > 5 {
+					t.Errorf("all being well: %d looks in an hour", well)
+				}
+			})
+		})
+	}
+}
+
+// rare is a fake that looks rarely.
+type rare struct{ fake }
+
+func (rare) Rarely() bool { return true }
+
 // TestRarelyGoesWithAPass: a probe that looks every five minutes goes with a pass of
 // those that look every minute, and makes none of its own.
 func TestRarelyGoesWithAPass(t *testing.T) {
