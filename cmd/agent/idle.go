@@ -8,7 +8,7 @@ import (
 )
 
 // timerLag is by how much a timer of this process may be late.
-const timerLag = 10 * time.Millisecond
+const timerLag = 50 * time.Millisecond
 
 // lagTimers lets the kernel put this process's timers together with others that
 // are due about then. Go's runtime has a thread that looks every 20 to 100 µs, as

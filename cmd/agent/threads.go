@@ -45,5 +45,5 @@ func reserveThreads(parallel, spare int) {
 // start is done: a pass is little work in many steps, and with two each step that
 // another goroutine goes on with wakes a thread on the other processor, which
 // looks for more and finds none. A goroutine that stays in the kernel gives the
-// processor up after some 10 ms (see lagTimers), so that nothing waits for it.
+// processor up after some 50 ms (see lagTimers), so that nothing waits for it.
 func settle() { runtime.GOMAXPROCS(1) }
