@@ -79,10 +79,11 @@ type fileWorker struct {
 // inMemory tells the calls that are made by the caller himself: handing one over
 // costs as much as the call (5 us of 10 where a second processor is woken for
 // it), and these the kernel answers from its own memory, whatever state a device
-// or a server is in. They are attributes in sysfs and control groups, and the
-// three numerous files of /proc/PID. Left out are those known to wait: /proc/PID
-// files that show the process's memory (cmdline, environ), which may be on a dead
-// disk, and md's attributes, which take the lock of an array that may be stuck.
+// or a server is in. They are attributes in sysfs and control groups, sysctls, and
+// what procfs tells of the machine and of a process but its memory (cmdline,
+// environ), which may be on a dead disk. Left out are what else is known to wait:
+// mount tables, which wait for whoever mounts, binfmt_misc, which is mounted when it
+// is looked at, and md's attributes, which take the lock of an array that may be stuck.
 // Should the kernel hang in one all the same, its probe hangs and is told by the
 // engine with the name of the file, and all others go on.
 func (r *Root) inMemory(c fileCall) bool {
@@ -92,11 +93,14 @@ func (r *Root) inMemory(c fileCall) bool {
 	if rest, ok := strings.CutPrefix(c.name, "/sys/"); ok {
 		return r.sysInMemory && !strings.Contains(rest, "/md")
 	}
-	if rest, ok := strings.CutPrefix(c.name, "/proc/"); ok && r.procInMemory {
+	if rest, ok := strings.CutPrefix(c.name, "/proc/"); ok && r.procInMemory && !strings.HasPrefix(rest, "sys/fs/binfmt_misc") {
 		switch rest[strings.LastIndexByte(rest, '/')+1:] {
-		case "oom_score", "oom_score_adj", "cgroup":
+		case "oom_score", "oom_score_adj", "cgroup", "stat", "status", "comm", "ns":
+			return true
+		case "loadavg", "meminfo", "vmstat", "partitions":
 			return true
 		}
+		return strings.HasPrefix(rest, "sys/")
 	}
 	return false
 }
